@@ -1,0 +1,1 @@
+"""One radiograph in, its multi-crop views out."""

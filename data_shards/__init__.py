@@ -1,0 +1,1 @@
+"""Archives of radiographs into WebDataset shards of tooth crops, and back out as an exact stream."""

@@ -1,0 +1,95 @@
+"""The one way in which every command of this project reads its command line (jsonargparse underneath)."""
+
+import difflib
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the string below a field is its --help
+
+
+class UserError(Exception):
+    """A mistake of the user's: what is wrong, where, and what to do, in one line."""
+
+
+def new_parser(prog: str, description: str) -> ArgumentParser:
+    """A parser that raises on a mistake instead of printing usage, so that `read` can say it in one line."""
+    return ArgumentParser(prog=prog, description=description, exit_on_error=False)
+
+
+def fail(message: object) -> NoReturn:
+    """Print one line on standard error and exit with 2, as every command does on a user's mistake."""
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def read(parser: ArgumentParser, argv: Sequence[str], lists: Sequence[str] = ()) -> Namespace:
+    """Parse `argv`; dataclass groups come back as instances.
+
+    `-` and `_` mean the same in option names. The options named in `lists` take their items apart by spaces
+    (`--data.shards a b`). A mistake ends the program through `fail`, naming the option and the valid ones.
+    """
+    try:
+        return parser.instantiate(parser.parse_args(_fold_lists([_underscored(a) for a in argv], lists)))
+    except Exception as error:  # jsonargparse raises ArgumentError, NSKeyError, TypeError, yaml errors ...
+        if isinstance(error, (KeyboardInterrupt, MemoryError)):
+            raise
+        fail(_explained(str(error), parser))
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Call `main`; a `UserError` becomes one line and exit 2."""
+    try:
+        main()
+    except UserError as error:
+        fail(error)
+
+
+def _underscored(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _fold_lists(argv: list[str], lists: Sequence[str]) -> list[str]:
+    folded: list[str] = []
+    i = 0
+    while i < len(argv):
+        folded.append(argv[i])
+        i += 1
+        if folded[-1] in lists:
+            items = []
+            while i < len(argv) and not argv[i].startswith("--"):
+                items.append(argv[i])
+                i += 1
+            written_as_list = len(items) == 1 and items[0].startswith("[")
+            folded.append(items[0] if written_as_list else json.dumps(items))
+    return folded
+
+
+def _explained(message: str, parser: ArgumentParser) -> str:
+    """The library's message with the valid names added when a name was not one of them."""
+    unknown = re.search(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'", message)
+    if not unknown:
+        return message + ". `--help` explains every field"
+    bad = unknown[1] or unknown[2]
+    group = re.search(r"Group '([\w.]+)' does not accept", message)
+    full = f"{group[1]}.{bad}" if group else bad
+    known = sorted(a.lstrip("-") for a in _option_strings(parser))
+    near = difflib.get_close_matches(full, known, n=1, cutoff=0.6)
+    prefix = full.rpartition(".")[0]
+    siblings = [k for k in known if k.rpartition(".")[0] == prefix] or known
+    return (
+        f"there is no field '{full}'"
+        + (f" (did you mean '{near[0]}'?)" if near else "")
+        + f"; valid here: {', '.join(siblings)}"
+    )
+
+
+def _option_strings(parser: ArgumentParser) -> set[str]:
+    return {o for action in parser._actions for o in action.option_strings if o.startswith("--") and "+" not in o}

@@ -1,0 +1,1 @@
+"""Student-teacher pretraining of dental radiograph backbones."""
