@@ -1,0 +1,139 @@
+"""The 12 released backbones, and any other timm model that can give feature maps.
+
+Every backbone is a timm model with one input channel and `features_only=True`; its last feature map is averaged over
+space, so that an image [B, 1, H, W] becomes a vector [B, C]. The timm module is the attribute `m`, as in the release,
+so the keys of a state dict read `m.<timm key>`.
+"""
+
+import difflib
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+
+class BackboneError(ValueError):
+    """A backbone that cannot be built or cannot take a view; one line saying what to do."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """One released backbone: its class name, checkpoint stems, timm model, feature width C and file size."""
+
+    class_name: str
+    checkpoints: tuple[str, ...]
+    timm_name: str
+    channels: int
+    megabytes: float  # of the published .pth, MB = 10^6 bytes
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def _mixes(stem: str) -> tuple[str, ...]:
+    return tuple(f"0_{stem}_{mix}_ssl" for mix in ("public", "internal", "combined"))
+
+
+RELEASED: dict[str, Release] = {
+    "vit": Release(
+        "ViT_backbone",
+        _mixes("vit"),
+        "vit_small_patch16_rope_mixed_224.naver_in1k",
+        384,
+        86.63,
+        {"img_size": (320, 240), "dynamic_img_size": True},
+    ),
+    "convnextv2": Release("convnextv2_backbone", _mixes("convnextv2"), "convnextv2_tiny.fcmae_ft_in1k", 768, 112.85),
+    "densenet121": Release("densenet121_backbone", ("1_densenet121_combined",), "densenet121.tv_in1k", 1024, 29.99),
+    "efficientnetv2_s": Release(
+        "efficientnetv2_s_backbone", ("1_efficientnetv2_combined",), "tf_efficientnetv2_s.in1k", 256, 81.07
+    ),
+    "vgg16": Release("vgg16_backbone", ("1_VGG16_combined",), "vgg16.tv_in1k", 512, 59.93),
+    "mobilenetv4": Release(
+        "mobilenetv4_backbone",
+        ("1_mobilenetv4_combined",),
+        "mobilenetv4_conv_aa_large.e230_r448_in12k_ft_in1k",
+        960,
+        122.65,
+    ),
+    "resnext26": Release("resnext26_backbone", ("1_resnext26_combined",), "resnext26ts.ra2_in1k", 2048, 35.82),
+    "fastvit_t8": Release("fastvit_t8_backbone", ("1_fastvit_t8_combined",), "fastvit_t8.apple_in1k", 384, 13.89),
+    "regnetz": Release("regnetz_backbone", ("1_regnetz_combined",), "regnetz_040.ra3_in1k", 528, 108.17),
+    "ghostnetv3": Release("ghostnetv3_backbone", ("1_ghostnetv3_combined",), "ghostnetv3_100.in1k", 160, 9.19),
+    "mambaout_femto": Release("mambaout_femto_backbone", ("1_mambaout_combined",), "mambaout_femto.in1k", 288, 24.15),
+    "starnet_s4": Release("starnet_s4_backbone", ("1_starnets4_combined",), "starnet_s4.in1k", 256, 29.92),
+}
+
+
+class Backbone(nn.Module):
+    """A timm feature extractor `m` followed by global average pooling: [B, 1, H, W] float -> [B, C] float."""
+
+    def __init__(self, timm_name: str, **options: Any) -> None:
+        super().__init__()
+        self.m = timm.create_model(
+            timm_name, pretrained=False, in_chans=1, num_classes=0, features_only=True, **options
+        )
+        self.num_features: int = self.m.feature_info.channels()[-1]
+        channels_last = str(getattr(self.m, "output_fmt", "NCHW")).endswith("NHWC")  # MambaOut
+        self._space = (1, 2) if channels_last else (2, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 1, H, W] -> [B, C]."""
+        return self.m(images)[-1].mean(self._space)
+
+
+def build_backbone(name: str) -> Backbone:
+    """Build a backbone with random weights.
+
+    `name` is one of the 12 short names (`vit`, `starnet_s4`, ...), a release class name (`ViT_backbone`), a published
+    checkpoint's stem, or any timm model that supports `features_only`. Raises BackboneError when it is none of these.
+    """
+    for short, release in RELEASED.items():
+        if name in (short, release.class_name, release.timm_name, *release.checkpoints):
+            return Backbone(release.timm_name, **release.options)
+    if name == "ViTBackbone":  # the release spells its ViT both ways
+        return build_backbone("vit")
+    try:
+        return Backbone(name)
+    except (RuntimeError, AttributeError, TypeError, AssertionError) as error:
+        near = difflib.get_close_matches(name, [*RELEASED, *timm.list_models()], n=3)
+        hint = f" (close: {', '.join(near)})" if near else ""
+        raise BackboneError(
+            f"backbone '{name}' is neither released nor a timm model that gives feature maps{hint}: {error}; "
+            f"released: {', '.join(RELEASED)}"
+        ) from error
+
+
+@torch.no_grad()
+def check_view_size(backbone: Backbone, name: str, size: tuple[int, int]) -> None:
+    """Raise BackboneError if the backbone cannot take one-channel views of `size` (H, W) px."""
+    training = backbone.training
+    backbone.eval()
+    try:
+        channels = backbone(torch.zeros(1, 1, *size)).shape
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise BackboneError(
+            f"backbone '{name}' cannot take views of {size[0]}x{size[1]} px ({reason}); "
+            "use larger sizes (a multiple of 32, or of 16 for a ViT) in views.global_size and views.local_size"
+        ) from error
+    finally:
+        backbone.train(training)
+    if channels != (1, backbone.num_features):
+        raise BackboneError(f"backbone '{name}' gave {tuple(channels)}, not (1, {backbone.num_features})")
+
+
+# The release's class names: calling one builds that backbone.
+ViT_backbone = ViTBackbone = partial(build_backbone, "vit")
+convnextv2_backbone = partial(build_backbone, "convnextv2")
+densenet121_backbone = partial(build_backbone, "densenet121")
+efficientnetv2_s_backbone = partial(build_backbone, "efficientnetv2_s")
+vgg16_backbone = partial(build_backbone, "vgg16")
+mobilenetv4_backbone = partial(build_backbone, "mobilenetv4")
+resnext26_backbone = partial(build_backbone, "resnext26")
+fastvit_t8_backbone = partial(build_backbone, "fastvit_t8")
+regnetz_backbone = partial(build_backbone, "regnetz")
+ghostnetv3_backbone = partial(build_backbone, "ghostnetv3")
+mambaout_femto_backbone = partial(build_backbone, "mambaout_femto")
+starnet_s4_backbone = partial(build_backbone, "starnet_s4")

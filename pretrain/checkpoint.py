@@ -1,0 +1,166 @@
+"""Two kinds of file: the released combined format for users of the weights, and resume checkpoints for the run itself.
+
+Both are written beside their place, synced, and moved over it, so that a reader never sees half a file.
+"""
+
+import io
+import os
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.backbones import Backbone
+from pretrain.heads import proj_head
+
+StateDict = dict[str, Tensor]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read or does not fit; names the file, what is wrong and what to do."""
+
+
+def save_combined(path: str | Path, backbone: nn.Module, head: nn.Module) -> None:
+    """Write `{"backbone": state dict, "proj_head": state dict}`, float32 on the CPU, replacing `path` atomically.
+
+    The file is first written under its final name in a temporary folder: the root inside a .pth zip is the file's stem,
+    so size and bytes depend on that name.
+    """
+    path = Path(path)
+    combined = {"backbone": _released(backbone), "proj_head": _released(head)}
+    with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
+        written = Path(folder) / path.name
+        torch.save(combined, written)
+        _sync(written)
+        written.replace(path)
+    _sync(path.parent)
+
+
+def read_combined(path: str | Path) -> tuple[StateDict, StateDict]:
+    """The backbone's and the head's state dicts of a combined checkpoint.
+
+    Accepts the forms in circulation: nested, flat with `backbone.` and `proj_head.` prefixes, either of them under
+    `state_dict`. Raises CheckpointError for anything else. Nothing is unpickled but tensors.
+    """
+    content = _read(Path(path))
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a combined checkpoint")
+    parts = []
+    for name in ("backbone", "proj_head"):
+        nested = content.get(name)
+        prefix = name + "."
+        flat = {k.removeprefix(prefix): v for k, v in content.items() if k.startswith(prefix)}
+        parts.append(dict(nested) if isinstance(nested, dict) else flat)
+    if not all(parts):
+        raise CheckpointError(
+            f"{path} has no backbone and proj_head (its first keys: {', '.join(map(str, list(content)[:4]))}); "
+            "give a combined checkpoint"
+        )
+    return parts[0], parts[1]
+
+
+def load_combined(path: str | Path, backbone: Backbone, head: proj_head | None = None) -> None:
+    """Load a combined checkpoint into `backbone` and, if given, `head`: strictly, every key and shape.
+
+    Raises CheckpointError listing the missing, unexpected and reshaped keys, and then changes neither module.
+    """
+    backbone_state, head_state = read_combined(path)
+    modules: list[tuple[str, nn.Module, StateDict]] = [("backbone", backbone, backbone_state)]
+    if head is not None:
+        modules.append(("proj_head", head, head_state))
+    problems = [line for name, module, state in modules for line in _mismatches(name, module.state_dict(), state)]
+    if problems:
+        raise CheckpointError(f"{path} does not fit: {'; '.join(problems)}; build the backbone it was trained with")
+    for _, module, state in modules:
+        module.load_state_dict(state, strict=True)
+
+
+def save_resume(path: Path, state: Mapping[str, Any]) -> None:
+    """Write one resume checkpoint atomically: tensors, numbers and strings only, so that it loads with weights_only."""
+    # Through a file object, so that the bytes do not depend on the file's name.
+    replace_atomically(path, lambda file: torch.save(dict(state), file))
+
+
+def load_resume(path: Path) -> dict[str, Any]:
+    """Read a resume checkpoint after checking every byte against the zip's CRC (torch.load accepts a flipped bit).
+
+    Raises CheckpointError if the file is torn or damaged.
+    """
+    content = _read(path)
+    if not isinstance(content, dict) or "step" not in content:
+        raise CheckpointError(f"{path} is not a resume checkpoint; give a file of <run>/checkpoints")
+    return content
+
+
+def resume_files(folder: Path) -> list[Path]:
+    """The resume checkpoints of a run, newest first."""
+    return sorted(folder.glob("step-*.pth"), reverse=True)
+
+
+def replace_atomically(path: Path, write: Callable[[Any], object]) -> None:
+    """Call `write` with a binary file beside `path`, sync it to disk and move it over `path`."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with unfinished.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def _released(module: nn.Module) -> StateDict:
+    # `.contiguous().clone()`: neither channels_last strides nor storage shared with other tensors reach the file.
+    return {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}; check the path")
+    try:
+        content = path.read_bytes()
+        if zipfile.is_zipfile(io.BytesIO(content)):  # older torch wrote no zip; such a file carries no checksum
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                if damaged := archive.testzip():
+                    raise CheckpointError(f"{path} is damaged (checksum of {damaged} is wrong); use another copy")
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(f"{path} cannot be read as weights ({reason}); use another copy") from error
+
+
+def _mismatches(name: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:
+    reshaped = [
+        f"{k} {tuple(theirs[k].shape)} instead of {tuple(ours[k].shape)}"
+        for k in ours
+        if k in theirs and theirs[k].shape != ours[k].shape
+    ]
+    found = {
+        "missing": [k for k in ours if k not in theirs],
+        "unexpected": [k for k in theirs if k not in ours],
+        "reshaped": reshaped,
+    }
+    return [
+        f"{name}: {len(keys)} {kind} ({', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''})"
+        for kind, keys in found.items()
+        if keys
+    ]
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

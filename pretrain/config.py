@@ -1,0 +1,176 @@
+"""The configuration of a run: typed, every default with its reason beside it (and in `--help`).
+
+The library underneath is jsonargparse: a YAML recipe, then dotted overrides from the command line.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from augment.config import ViewConfig
+
+
+class ConfigError(ValueError):
+    """Settings that cannot work together; one line saying which and what to do."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the tooth crops come from."""
+
+    shards: list[str] = field(default_factory=list)
+    """Shard folders, each PATH or PATH=WEIGHT. Without weights the sets are concatenated, with weights their endless
+    cycles are interleaved by share. Empty: the phantom is rendered and packed instead (see phantom_patients)."""
+    batch_size: int = 64
+    """Crops in a global batch, over all processes. 64 still gives BatchNorm and the center steady statistics, and more
+    steps teach more than larger batches when a run lasts minutes."""
+    workers: int = 2
+    """Data worker processes for each training process. Order and pixels do not depend on it; 0 loads in the process."""
+    shard_group: int = 8
+    """Shards shuffled together: large enough to mix sources, small enough to keep reads local."""
+    phantom_patients: int = 0
+    """Patients of the phantom rendered into the run folder when `shards` is empty; 0 makes `shards` required."""
+    phantom_views: int = 2
+    """Radiographs of each phantom patient: two, so that a patient's crops differ in pose and exposure."""
+    holdout: float = 0.3
+    """Share of the phantom's patients held out for k-NN; 0.3 is the split the real figures are quoted on."""
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Student-teacher self-distillation (DINO)."""
+
+    prototypes: int = 256
+    """Width K of the head's output. 256 as released: thousands of tooth crops do not fill the 65,536 of photographs."""
+    student_temperature: float = 0.1
+    """Temperature of the student's softmax, as published."""
+    teacher_temperature: float = 0.04
+    """Temperature of the teacher's softmax (sharpening): published sources use 0.02 to 0.04 under 20,000 images."""
+    teacher_temperature_start: float = 0.04
+    """Temperature at the first step; start lower than teacher_temperature to sharpen early targets."""
+    teacher_temperature_warmup: float = 0.0
+    """Share of the run over which the temperature rises linearly from its start."""
+    ema_start: float = 0.99
+    """EMA momentum at the first step. Small runs need a teacher that moves: 0.996 is for 100 epochs of photographs."""
+    ema_end: float = 1.0
+    """EMA momentum at the last step, reached by a cosine: the teacher settles as the run ends."""
+    center_momentum: float = 0.9
+    """EMA momentum of the center, as published."""
+    freeze_last_layer: float = 0.05
+    """Share of the run in which the head's last layer does not learn: moving prototypes early invites collapse."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedules."""
+
+    lr: float = 5e-4
+    """Peak learning rate of the run as it is (nothing scales it): 5e-4 at batch 64 learned best in short runs."""
+    lr_end: float = 1e-6
+    """Learning rate at the last step, as published."""
+    warmup: float = 0.05
+    """Share of the run over which the learning rate rises linearly."""
+    weight_decay: float = 0.04
+    """Weight decay at the first step, on matrices and kernels only."""
+    weight_decay_end: float = 0.04
+    """Weight decay at the last step, reached by a cosine. Constant: the published rise to 0.4 is for long ViT runs."""
+    clip: float = 3.0
+    """Largest gradient norm, as published."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """k-NN on labelled crops at the end of a run."""
+
+    shards: list[str] = field(default_factory=list)
+    """Labelled shard folders. Empty: the `holdout` folder beside each training set, where there is one."""
+    label: str = "tooth_type"
+    """Label to predict; any label the shards carry (tooth_type, position, fdi, ...)."""
+    neighbours: int = 10
+    """k of k-NN: 10, as in the figures on real crops that this project is measured against."""
+    folds: int = 5
+    """Patient-disjoint folds: each fold's crops are classified by the crops of the other patients."""
+    batch_size: int = 64
+    """Crops embedded at a time; changes memory and speed only."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One pretraining run."""
+
+    backbone: str = "starnet_s4"
+    """One of the 12 released backbones, or any timm model with feature maps. starnet_s4: the fastest to learn on 2 cores."""
+    out: str = "runs/demo"
+    """Run folder. Its name is the run's name: <out>/<name>.pth."""
+    steps: int | None = None
+    """Length of the run in steps; give this or `epochs`."""
+    epochs: float | None = None
+    """Length of the run in passes over the data; give this or `steps`."""
+    seed: int = 0
+    """Seed of weights, order, views and phantom."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the forward passes; weights, EMA and loss are always fp32. auto: bf16 where the device computes in
+    it. A value other than `no` given to the launcher wins."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints, each of which also rewrites <name>.pth."""
+    keep: int = 3
+    """Resume checkpoints kept: if the newest is damaged, an older one serves."""
+    mean: float = 0.5
+    """Subtracted from pixels in [0, 1]. One fixed convention, so that weights need no data set's statistics."""
+    std: float = 0.25
+    """Pixels are divided by it, which brings radiographs near unit variance."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Where the tooth crops come from."""
+    views: ViewConfig = field(default_factory=ViewConfig)
+    """Multi-crop views."""
+    method: MethodConfig = field(default_factory=MethodConfig)
+    """Student-teacher self-distillation."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """AdamW and its schedules."""
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    """k-NN at the end of the run."""
+
+    def total_steps(self, samples: int) -> int:
+        """Steps of the run over a data set of `samples` crops. Raises ConfigError unless exactly one length is given."""
+        if (self.steps is None) == (self.epochs is None):
+            raise ConfigError("the length of the run is not clear: give either --steps N or --epochs N")
+        steps = self.steps if self.steps is not None else math.ceil((self.epochs or 0) * samples / self.data.batch_size)
+        if steps < 1:
+            raise ConfigError(f"the run would have {steps} steps; give --steps or --epochs above zero")
+        return steps
+
+    def check(self, processes: int) -> None:
+        """Raise ConfigError for a global batch that does not divide over `processes`, and other impossible values."""
+        batch = self.data.batch_size
+        if batch < 1 or batch % processes:
+            fits = max(processes, batch - batch % processes)
+            raise ConfigError(
+                f"a global batch of {batch} crops does not divide over {processes} processes; "
+                f"use --data.batch_size {fits} or {fits + processes}"
+            )
+        if batch // processes < 2:
+            raise ConfigError(f"{batch // processes} crop a process leaves BatchNorm no batch; use at least 2")
+        if self.checkpoint_every < 1 or self.keep < 1:
+            raise ConfigError("checkpoint_every and keep must be at least 1")
+        if self.std <= 0:
+            raise ConfigError(f"std is {self.std}; pixels are divided by it, so it must be above 0")
+
+
+def parsed_shards(entries: list[str]) -> tuple[list[str], list[float] | None]:
+    """Split PATH or PATH=WEIGHT entries into paths and weights (None when no entry has one).
+
+    Raises ConfigError when only some entries are weighted or a weight is not a positive number.
+    """
+    split = [entry.rpartition("=") if "=" in entry else (entry, "", "") for entry in entries]
+    weighted = [bool(equals) for _, equals, _ in split]
+    if not any(weighted):
+        return [path for path, _, _ in split], None
+    if not all(weighted):
+        raise ConfigError("some of --data.shards have a weight and some have none; write PATH=WEIGHT for all or none")
+    try:
+        weights = [float(weight) for _, _, weight in split]
+    except ValueError as error:
+        raise ConfigError(f"a weight in --data.shards is not a number ({error}); write PATH=WEIGHT") from error
+    if any(not (w > 0 and math.isfinite(w)) for w in weights):
+        raise ConfigError("every weight in --data.shards must be above 0; leave a set out to give it no share")
+    return [path for path, _, _ in split], weights

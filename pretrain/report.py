@@ -1,0 +1,101 @@
+"""What a run shows: curves, a summary in the terminal, and one self-contained page."""
+
+import base64
+import html
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from pretrain.run_folder import RunFolder, read_metrics
+
+CURVES = (
+    ("loss_over_ln_k", "loss / ln K", "1 is a uniform guess; a healthy run sinks below it and keeps sinking"),
+    ("teacher_entropy", "teacher entropy (nats)", "ln K is uniform collapse, 0 is point collapse"),
+    ("rankme", "feature rank (RankMe)", "directions the features use; a fall towards 1 is rank collapse"),
+    ("gradient_norm", "gradient norm", "spikes are clipped; steady growth is divergence"),
+    ("lr", "learning rate", ""),
+    ("images_per_s", "crops / s", ""),
+)
+
+
+def draw_curves(metrics: list[dict[str, Any]], path: Path) -> None:
+    """Draw the run's curves over steps as one PNG."""
+    figure = Figure(figsize=(11, 5.6), layout="constrained")
+    for axes, (name, title, _) in zip(figure.subplots(2, 3).flat, CURVES, strict=True):
+        points = [(line["step"], line[name]) for line in metrics if name in line]
+        axes.plot(*zip(*points, strict=True), linewidth=1.2, color="#1f5f8b")
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.25)
+        if name == "lr":
+            axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    figure.savefig(path, dpi=110)
+
+
+def summary_rows(metrics: list[dict[str, Any]], scores: dict[str, Any], prototypes: int) -> list[tuple[str, str]]:
+    """The run in a few lines: (what, figure with how to read it)."""
+    last = metrics[-1]
+    ranks = [line["rankme"] for line in metrics if "rankme" in line]
+    rows = [
+        ("steps", f"{last['step'] + 1} ({last['samples_seen']} crops seen)"),
+        (
+            "loss / ln K",
+            f"{last['loss_over_ln_k']:.3f} (1 = uniform guess; began at {metrics[0]['loss_over_ln_k']:.3f})",
+        ),
+        ("teacher entropy", f"{last['teacher_entropy']:.3f} nats (uniform = {math.log(prototypes):.3f}, point = 0)"),
+        ("feature rank", f"{ranks[-1]:.1f} (RankMe; began at {ranks[0]:.1f})"),
+    ]
+    knn = scores.get("knn")
+    if knn is None:
+        return [*rows, ("k-NN", "not measured: no labelled shards (see --eval.shards)")]
+    rows += [
+        (f"k-NN {knn['label']}", f"{knn['after']:.3f} after training"),
+        ("", f"{knn['before']:.3f} before, with the random weights"),
+        (
+            "",
+            f"{knn['pixels']:.3f} from raw pixels, {knn['size']:.3f} from crop size, {1 / knn['classes']:.3f} by chance",
+        ),
+        ("", f"balanced accuracy, {knn['crops']} crops of {knn['patients']} held-out patients, patient-disjoint folds"),
+    ]
+    return rows
+
+
+def format_summary(rows: list[tuple[str, str]]) -> str:
+    """The summary as aligned lines for a terminal."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def write_report(run: RunFolder, rows: list[tuple[str, str]], settings: dict[str, Any]) -> None:
+    """Draw the curves and write `report.html`, with every picture inside it."""
+    draw_curves(read_metrics(run.metrics), run.curves)
+    table = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows)
+    notes = "".join(f"<li><b>{html.escape(title)}</b>: {html.escape(note)}.</li>" for _, title, note in CURVES if note)
+    page = f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(run.name)}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; margin: 1.5rem auto; max-width: 70rem; padding: 0 1rem; color: #222 }}
+th {{ text-align: left; padding-right: 1.5rem; white-space: nowrap; vertical-align: top }}
+img {{ max-width: 100%; height: auto; border: 1px solid #ddd }}
+pre {{ background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: 13px }}
+</style>
+<h1>{html.escape(run.name)}</h1>
+<table>{table}</table>
+<h2>Curves</h2>{_picture(run.curves, "Curves of the run over its steps")}<ul>{notes}</ul>
+<h2>Views</h2>{_picture(run.views, "Crops with the regions of their views, and the views")}
+<h2>Settings</h2><pre>{html.escape(json.dumps(settings, indent=2))}</pre>
+</html>
+"""
+    run.report.write_text(page, encoding="utf-8")
+
+
+def _picture(path: Path, description: str) -> str:
+    if not path.exists():
+        return "<p>No picture.</p>"
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'

@@ -1,0 +1,152 @@
+"""The files of one run: what is where, what a stopped run left, and the line a step."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import yaml
+
+from pretrain.checkpoint import CheckpointError, load_resume, replace_atomically, resume_files
+from pretrain.config import Config, ConfigError
+
+# A change of these changes nothing that the run computes.
+HARMLESS = ("out", "checkpoint_every", "keep", "data.workers", "eval")
+
+
+class RunFolder:
+    """Paths and small files of a run; its name is the folder's name."""
+
+    def __init__(self, out: str | Path) -> None:
+        self.path = Path(out)
+        self.name = self.path.resolve().name
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.state = self.path / "state.json"
+        self.stop = self.path / "stop"
+        self.report = self.path / "report.html"
+        self.views = self.path / "views.png"
+        self.curves = self.path / "curves.png"
+        self.weights = self.path / f"{self.name}.pth"
+        self.facts = self.path / f"{self.name}.json"
+        self.phantom = self.path / "phantom"
+
+    def create(self) -> None:
+        """Make the folders. Raises ConfigError if the path holds something that is not a run."""
+        if self.path.is_file() or (self.path.is_dir() and not self._is_run()):
+            raise ConfigError(f"{self.path} exists and is not a run folder; give another --out")
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+
+    def _is_run(self) -> bool:
+        return self.config.exists() or {p.name for p in self.path.iterdir()} <= {
+            self.checkpoints.name,
+            self.phantom.name,
+        }
+
+    def move_aside(self) -> Path | None:
+        """Rename an existing folder to the first free `<name>.old-N`, and say where it went."""
+        if not self.path.exists():
+            return None
+        taken = 1
+        while (aside := self.path.with_name(f"{self.path.name}.old-{taken}")).exists():
+            taken += 1
+        return self.path.rename(aside)
+
+    def write_state(self, status: Literal["running", "finished", "stopped", "failed"], step: int) -> None:
+        """Record how the run stands: its status and the number of steps done."""
+        content = json.dumps({"state": status, "step": step}) + "\n"
+        replace_atomically(self.state, lambda file: file.write(content.encode()))
+
+    def read_state(self) -> dict[str, Any]:
+        """The last recorded state, or {} before the first."""
+        return json.loads(self.state.read_text()) if self.state.exists() else {}
+
+    def write_config(self, config: Config) -> None:
+        """Write the resolved configuration so that `--config` reads it back."""
+        text = yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+        replace_atomically(self.config, lambda file: file.write(text.encode()))
+
+    def refuse_changed(self, config: Config) -> None:
+        """Raise ConfigError, naming old and new, if `config` would alter the run that the folder holds."""
+        if not self.config.exists():
+            return
+        old = _flat(yaml.safe_load(self.config.read_text()))
+        new = _flat(_plain(dataclasses.asdict(config)))
+        changed = [
+            f"{key} was {old.get(key)}, now {new.get(key)}"
+            for key in sorted({*old, *new})
+            if old.get(key) != new.get(key) and not any(key == h or key.startswith(h + ".") for h in HARMLESS)
+        ]
+        if changed:
+            raise ConfigError(
+                f"the run in {self.path} was started with other settings ({'; '.join(changed)}); "
+                "give them again, or another --out, or --resume never to move the old run aside"
+            )
+
+    def latest(self) -> tuple[Path | None, list[str]]:
+        """The newest resume checkpoint that is whole, and a warning for each newer one that is not."""
+        warnings = []
+        for path in resume_files(self.checkpoints):
+            try:
+                load_resume(path)
+                return path, warnings
+            except CheckpointError as error:
+                warnings.append(f"{error} (falling back to the one before)")
+        return None, warnings
+
+    def resume_file(self, step: int) -> Path:
+        """The resume checkpoint after `step` steps."""
+        return self.checkpoints / f"step-{step:08d}.pth"
+
+    def prune(self, keep: int) -> None:
+        """Delete all but the newest `keep` resume checkpoints."""
+        for path in resume_files(self.checkpoints)[keep:]:
+            path.unlink()
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one object a step, flushed at each, every step exactly once however often the run died."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        """Open for appending; lines of steps from `start` on (written after the last checkpoint) are dropped."""
+        kept = [line for line in read_metrics(path) if line["step"] < start]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        replace_atomically(path, lambda file: file.write(text.encode()))
+        self._file: IO[str] = path.open("a")
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Append one step's values at full precision."""
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last line that a crash cut short is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def _plain(value: Any) -> Any:
+    """Tuples to lists, so that YAML holds nothing of Python's own."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -1,0 +1,52 @@
+"""The two networks of the method: the student learns by gradient, the teacher is its moving average."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.backbones import Backbone
+from pretrain.heads import proj_head
+
+
+class Network(nn.Module):
+    """Backbone and projection head; student and teacher are two of these."""
+
+    def __init__(self, backbone: Backbone, head: proj_head) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.proj_head = head
+
+    def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Batches of views, one tensor [N_i, 1, H_i, W_i] per crop size -> features [N, C] and logits [N, K] float32.
+
+        One pass per size: sizes cannot be stacked, and the head's BatchNorm must not see two crop types at once.
+        """
+        features = [self.backbone(batch) for batch in views]
+        logits = [self.proj_head(f) for f in features]
+        return torch.cat(features).float(), torch.cat(logits)
+
+
+def teacher_of(student: Network) -> Network:
+    """A float32 copy of the student that gradients never touch.
+
+    It stays in training mode: its BatchNorm normalises by the batch, as the student's does, and its running buffers
+    follow its own moving weights, which is what makes the exported teacher right in `eval()`.
+    """
+    return copy.deepcopy(student).requires_grad_(False).train()
+
+
+@torch.no_grad()
+def ema_update(teacher: Network, student: nn.Module, momentum: float) -> None:
+    """teacher <- momentum * teacher + (1 - momentum) * student, parameters only, in float32 (bf16 would stick)."""
+    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
+
+
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Two AdamW groups: matrices and kernels decay, biases and norm parameters (one axis) do not."""
+    trained = [p for p in network.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay, "decays": True},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0, "decays": False},
+    ]

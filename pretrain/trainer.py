@@ -1,0 +1,211 @@
+"""The method: a student learns to predict, from any view of a tooth, what its teacher sees in another.
+
+DINO (Caron et al. 2021, algorithm 1) with one-channel, portrait views. One step is `Trainer.train_step`; the rest of
+the file feeds it, records it and saves it.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from data_shards.stream import Stream
+from pretrain.backbones import build_backbone, check_view_size
+from pretrain.batches import normalised, view_batches
+from pretrain.config import Config
+from pretrain.heads import proj_head
+from pretrain.loss import dino_loss, teacher_targets, updated_center
+from pretrain.monitors import rankme, step_monitors
+from pretrain.schedules import cosine, ramp, warmup_cosine
+from pretrain.student_teacher import Network, ema_update, parameter_groups, teacher_of
+
+RANKME_EVERY = 10  # steps; one small SVD
+
+
+class DivergedError(ArithmeticError):
+    """The loss is no longer a number."""
+
+
+class Rates(NamedTuple):
+    """What the schedules say at one step."""
+
+    lr: float
+    weight_decay: float
+    ema_momentum: float
+    teacher_temperature: float
+    last_layer_frozen: bool
+
+
+def rates_at(config: Config, step: int, total: int) -> Rates:
+    """Every schedule at `step` of `total`: a pure function, so a resumed run needs only its step."""
+    method, optim = config.method, config.optim
+    temperatures = method.teacher_temperature_start, method.teacher_temperature
+    return Rates(
+        lr=warmup_cosine(step, total, round(optim.warmup * total), optim.lr, optim.lr_end),
+        weight_decay=cosine(step, total, optim.weight_decay, optim.weight_decay_end),
+        ema_momentum=cosine(step, total, method.ema_start, method.ema_end),
+        teacher_temperature=ramp(step, round(method.teacher_temperature_warmup * total), *temperatures),
+        last_layer_frozen=step < round(method.freeze_last_layer * total),
+    )
+
+
+def build_networks(config: Config) -> tuple[Network, Network]:
+    """Student and teacher with equal weights, a pure function of the seed (the same on every rank)."""
+    torch.manual_seed(config.seed)
+    backbone = build_backbone(config.backbone)
+    sizes = [config.views.global_size] + [config.views.local_size] * bool(config.views.local_count)
+    for size in sizes:
+        check_view_size(backbone, config.backbone, size)
+    student = Network(backbone, proj_head(backbone.num_features, config.method.prototypes))
+    student = student.to(memory_format=torch.channels_last).train()
+    return student, teacher_of(student)
+
+
+class Trainer:
+    """Student, teacher, center and optimiser of one run, and the loop over its steps."""
+
+    def __init__(self, config: Config, accelerator: Accelerator, stream: Stream) -> None:
+        self.config, self.accelerator, self.stream = config, accelerator, stream
+        self.total = config.total_steps(len(stream))
+        self.student, self.teacher = build_networks(config)
+        self.student.to(accelerator.device)
+        self.teacher.to(accelerator.device)
+        self.center = torch.zeros(config.method.prototypes, device=accelerator.device)
+        groups = parameter_groups(self.student, config.optim.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=config.optim.lr, fused=accelerator.device.type != "mps")
+        self.step = 0  # steps done: the whole position of the run
+
+    def train_step(self, views: list[Tensor], rates: Rates) -> dict[str, Tensor]:
+        """One step on this rank's views, [global views, local views], each uint8 [V_i x B, 1, H_i, W_i]."""
+        config, accelerator = self.config, self.accelerator
+        set_rates(self.optimizer, rates)
+        views = [normalised(v.to(accelerator.device, non_blocking=True), config.mean, config.std) for v in views]
+        per_view = config.views.global_count, -1
+
+        with torch.no_grad(), accelerator.autocast():
+            teacher_features, teacher_logits = self.teacher(views[:1])
+        teacher_logits = teacher_logits.unflatten(0, per_view)  # [global views, B, K]
+        targets = teacher_targets(teacher_logits, self.center, rates.teacher_temperature)
+
+        with accelerator.autocast():
+            _, student_logits = self.trained(views)
+        student_logits = student_logits.unflatten(0, (-1, targets.shape[1]))  # [all views, B, K]
+        loss = dino_loss(student_logits, targets, config.method.student_temperature)
+
+        accelerator.backward(loss)
+        if rates.last_layer_frozen:
+            self.student.proj_head.last_layer.weight_v.grad = None
+        gradient_norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), config.optim.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+        ema_update(self.teacher, self.student, rates.ema_momentum)
+        batch_mean = accelerator.reduce(teacher_logits.mean((0, 1)), reduction="mean")
+        self.center = updated_center(self.center, batch_mean, config.method.center_momentum)
+        self.share_buffers()
+        monitors = step_monitors(targets, student_logits.detach(), config.method.student_temperature, self.center)
+        measured = torch.cat([loss.detach()[None], gradient_norm.detach()[None], monitors])
+        return {"measured": accelerator.reduce(measured, reduction="mean"), "features": teacher_features}
+
+    def run(self, log: Callable[[dict[str, Any]], None], save: Callable[[], None], stop: Callable[[], bool]) -> bool:
+        """Train from `self.step` to the end; True when it got there, False when `stop()` ended it.
+
+        `log` gets each step's line, `save` is called at every checkpoint and at the end. Raises DivergedError.
+        """
+        accelerator = self.accelerator
+        self.trained = accelerator.prepare(self.student)
+        samples = self.config.data.batch_size
+        began = time.perf_counter()
+        for views in self._batches():
+            waited = time.perf_counter() - began
+            torch.manual_seed(step_seed(self.config.seed, self.step, accelerator.process_index))
+            rates = rates_at(self.config, self.step, self.total)
+            result = self.train_step(views, rates)
+            loss, gradient_norm, teacher_entropy, student_entropy, center_norm = result["measured"].tolist()
+            if not math.isfinite(loss):
+                raise DivergedError(f"the loss is {loss} at step {self.step}")
+            line = {
+                "step": self.step,
+                "samples_seen": (self.step + 1) * samples,
+                "loss": loss,
+                "loss_over_ln_k": loss / math.log(self.config.method.prototypes),
+                "teacher_entropy": teacher_entropy,
+                "student_entropy": student_entropy,
+                "center_norm": center_norm,
+                "gradient_norm": gradient_norm,
+                **rates._asdict(),
+            }
+            if self.step % RANKME_EVERY == 0 or self.step == self.total - 1:
+                line["rankme"] = rankme(result["features"])
+            now = time.perf_counter()
+            line |= {"images_per_s": samples / (now - began), "data_wait": waited / (now - began)}
+            began = now
+            self.step += 1
+            log(line)
+            stopping = self._agreed(stop())
+            if self.step % self.config.checkpoint_every == 0 or self.step == self.total or stopping:
+                save()
+            if stopping:
+                break
+        return self.step == self.total
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs besides its configuration: nothing random, no loader state."""
+        return {
+            "step": self.step,
+            "student": self.student.state_dict(),
+            "teacher": self.teacher.state_dict(),
+            "center": self.center,
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`; call before `run`."""
+        self.student.load_state_dict(state["student"], strict=True)
+        self.teacher.load_state_dict(state["teacher"], strict=True)
+        self.center = state["center"].to(self.accelerator.device)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = int(state["step"])
+
+    @torch.no_grad()
+    def share_buffers(self) -> None:
+        """Average the teacher's BatchNorm buffers over ranks, so that what is saved does not depend on who saves it."""
+        if self.accelerator.num_processes == 1:
+            return
+        buffers = [b for b in self.teacher.buffers() if b.is_floating_point()]
+        if not buffers:
+            return
+        flat = self.accelerator.reduce(torch.cat([b.flatten() for b in buffers]), reduction="mean")
+        for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
+
+    def _batches(self) -> Iterator[list[Tensor]]:
+        accelerator = self.accelerator
+        rank, ranks = accelerator.process_index, accelerator.num_processes
+        pin_memory = accelerator.device.type == "cuda"
+        yield from view_batches(self.config, self.stream, self.step, self.total, rank, ranks, pin_memory)
+
+    def _agreed(self, stop: bool) -> bool:
+        """True on every rank as soon as one rank wants to stop."""
+        if self.accelerator.num_processes == 1:
+            return stop
+        wish = torch.tensor(float(stop), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(wish, reduction="sum").item())
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Torch's seed at one step on one rank: reseeding at each step leaves no generator state to save."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
+    """Hand this step's learning rate and weight decay to the optimiser."""
+    for group in optimizer.param_groups:
+        group["lr"] = rates.lr
+        if group["decays"]:
+            group["weight_decay"] = rates.weight_decay
