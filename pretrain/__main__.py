@@ -251,7 +251,7 @@ class _Run:
         chosen = [i * len(shards) // 4 for i in range(4)]
         keys = [(self.config.seed, 0, 0, i) for i in chosen]
         sheet = draw_views([shards.image(i) for i in chosen], MultiCrop(self.config.views), keys)
-        cv2.imwrite(str(self.folder.views), sheet)
+        cv2.imwrite(str(self.folder.views), sheet[..., ::-1])
 
 
 class _StopSignals:

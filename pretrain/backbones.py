@@ -8,7 +8,7 @@ so the keys of a state dict read `m.<timm key>`.
 import difflib
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -74,7 +74,7 @@ class Backbone(nn.Module):
         self.m = timm.create_model(
             timm_name, pretrained=False, in_chans=1, num_classes=0, features_only=True, **options
         )
-        self.num_features: int = self.m.feature_info.channels()[-1]
+        self.num_features: int = cast(Any, self.m.feature_info).channels()[-1]
         channels_last = str(getattr(self.m, "output_fmt", "NCHW")).endswith("NHWC")  # MambaOut
         self._space = (1, 2) if channels_last else (2, 3)
 

@@ -99,7 +99,7 @@ class Config:
     """One pretraining run."""
 
     backbone: str = "starnet_s4"
-    """One of the 12 released backbones, or any timm model with feature maps. starnet_s4: the fastest to learn on 2 cores."""
+    """One of the 12 released backbones, or any timm model with feature maps. starnet_s4: small, quick on 2 cores."""
     out: str = "runs/demo"
     """Run folder. Its name is the run's name: <out>/<name>.pth."""
     steps: int | None = None
@@ -131,7 +131,7 @@ class Config:
     """k-NN at the end of the run."""
 
     def total_steps(self, samples: int) -> int:
-        """Steps of the run over a data set of `samples` crops. Raises ConfigError unless exactly one length is given."""
+        """Steps of the run over `samples` crops. Raises ConfigError unless exactly one length is given."""
         if (self.steps is None) == (self.epochs is None):
             raise ConfigError("the length of the run is not clear: give either --steps N or --epochs N")
         steps = self.steps if self.steps is not None else math.ceil((self.epochs or 0) * samples / self.data.batch_size)

@@ -68,7 +68,7 @@ def embed(backbone: nn.Module, images: np.ndarray, mean: float, std: float, batc
 
 @torch.no_grad()
 def calibrate_batchnorm(backbone: nn.Module, images: np.ndarray, mean: float, std: float, batch_size: int = 64) -> None:
-    """Set BatchNorm buffers to the statistics of `images`; an untrained backbone's are still 0 and 1, which is unfair."""
+    """Set BatchNorm buffers to the statistics of `images`; an untrained backbone's are 0 and 1, which is unfair."""
     norms = [m for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [m.momentum for m in norms]
     training = backbone.training

@@ -1,5 +1,7 @@
 """The released projection head: features [B, C] to prototype logits [B, K]."""
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,8 +10,8 @@ from torch import Tensor, nn
 class WeightNormLinear(nn.Module):
     """Linear map without bias whose rows are `g * v / |v|` (weight normalisation, Salimans & Kingma 2016, eq. 2).
 
-    The gain `weight_g` [out, 1] stays at 1, so logits are cosines. `torch.nn.utils.weight_norm` is deprecated and cannot
-    be deep-copied, and its parametrized successor renames the keys; this module keeps the released ones.
+    The gain `weight_g` [out, 1] stays at 1, so logits are cosines. `torch.nn.utils.weight_norm` is deprecated and
+    cannot be deep-copied, and its parametrized successor renames the keys; this module keeps the released ones.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -37,7 +39,7 @@ class proj_head(nn.Module):
         super().__init__()
         widths = [in_dim] + [hidden_dim] * (nlayers - 2) + [bottleneck_dim]
         layers: list[nn.Module] = []
-        for narrow, wide in zip(widths[:-1], widths[1:], strict=True):
+        for narrow, wide in pairwise(widths):
             linear = nn.Linear(narrow, wide, bias=False)
             nn.init.trunc_normal_(linear.weight, std=0.02)
             layers += [linear, nn.GELU(), nn.BatchNorm1d(wide)]

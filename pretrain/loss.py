@@ -18,7 +18,8 @@ def dino_loss(student_logits: Tensor, targets: Tensor, temperature: float) -> Te
     """Cross-entropy between each teacher view and every *other* student view, averaged over pairs and images.
 
     student_logits [S, B, K] with the T global views first, targets [T, B, K] -> scalar:
-    the mean over pairs (t, s), s != t, and over b of -sum_k targets[t, b, k] * log_softmax(student[s, b] / temperature)_k.
+    the mean over pairs (t, s), s != t, and over b of
+    -sum_k targets[t, b, k] * log_softmax(student_logits[s, b] / temperature)_k.
     """
     log_q = F.log_softmax(student_logits / temperature, dim=-1)
     pairs = -torch.einsum("tbk,sbk->ts", targets, log_q) / targets.shape[1]

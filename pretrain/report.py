@@ -57,7 +57,7 @@ def summary_rows(metrics: list[dict[str, Any]], scores: dict[str, Any], prototyp
         ("", f"{knn['before']:.3f} before, with the random weights"),
         (
             "",
-            f"{knn['pixels']:.3f} from raw pixels, {knn['size']:.3f} from crop size, {1 / knn['classes']:.3f} by chance",
+            f"{knn['pixels']:.3f} from raw pixels, {knn['size']:.3f} from size, {1 / knn['classes']:.3f} by chance",
         ),
         ("", f"balanced accuracy, {knn['crops']} crops of {knn['patients']} held-out patients, patient-disjoint folds"),
     ]

@@ -86,7 +86,7 @@ class RunFolder:
 
     def latest(self) -> tuple[Path | None, list[str]]:
         """The newest resume checkpoint that is whole, and a warning for each newer one that is not."""
-        warnings = []
+        warnings: list[str] = []
         for path in resume_files(self.checkpoints):
             try:
                 load_resume(path)

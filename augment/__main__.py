@@ -1,0 +1,87 @@
+"""`python -m augment preview`: draw what the views of a recipe make of one's own radiographs."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import yaml
+
+from augment import MultiCrop, ViewConfig, ViewError
+from augment.preview import draw_views
+from data_shards.errors import ShardError
+from data_shards.shard_set import ShardSet
+from launch import cli
+
+RECIPES = Path(__file__).resolve().parent.parent / "pretrain" / "recipes"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line `argv` (the process's own by default)."""
+    preview = cli.new_parser(
+        "python -m augment preview", "Draw the views of some radiographs, each with its box on it."
+    )
+    preview.add_argument("paths", nargs="+", help="shard folders, .tar shards, or image files")
+    preview.add_argument("--out", type=str, required=True, help="the PNG file to write")
+    preview.add_argument("--recipe", type=str, help="recipe whose `views` are drawn; without it the defaults are")
+    preview.add_argument("--count", type=int, default=6, help="rows for each shard set, evenly spread over it")
+    preview.add_argument("--seed", type=int, default=0, help="another seed draws other views")
+    parser = cli.new_parser("python -m augment", "Views made for radiographs.")
+    parser.add_subcommands().add_subcommand("preview", preview, help="draw a sheet of views to look at")
+    options = cli.read(parser, sys.argv[1:] if argv is None else argv).preview
+    cli.run(lambda: write_preview(options.paths, Path(options.out), options.recipe, options.count, options.seed))
+
+
+def write_preview(paths: Sequence[str], out: Path, recipe: str | None, count: int, seed: int) -> None:
+    """Write the sheet as the PNG `out`. Raises `UserError` for what cannot be read, drawn or written."""
+    cv2.setNumThreads(1)
+    if out.suffix.lower() != ".png":
+        raise cli.UserError(f"--out is {out}: give a file name that ends in .png")
+    if count < 1 or seed < 0:
+        raise cli.UserError(f"--count is {count} and --seed {seed}: give at least 1 row and a seed of 0 or more")
+    try:
+        images = [image for path in paths for image in _read(Path(path), count)]
+        multi_crop = MultiCrop(recipe_views(recipe) if recipe else ViewConfig())
+        sheet = draw_views(images, multi_crop, [(seed, row) for row in range(len(images))])
+    except (ShardError, ViewError) as error:
+        raise cli.UserError(str(error)) from None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(cv2.imencode(".png", sheet[..., ::-1])[1].tobytes())
+    except OSError as error:
+        raise cli.UserError(f"cannot write {out} ({error.strerror}): choose another --out") from None
+    print(f"{out}: {len(images)} radiographs, {len(sheet)} x {sheet.shape[1]} pixels")
+
+
+def recipe_views(name: str) -> ViewConfig:
+    """The `views` of the recipe `name`. Raises `UserError` naming the valid recipes or fields."""
+    valid = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    if name not in valid:
+        raise cli.UserError(f"there is no recipe '{name}'; valid here: {', '.join(valid)}")
+    recipe: dict[str, Any] = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8")) or {}
+    parser = cli.new_parser(name, "The views of a recipe.")
+    parser.add_class_arguments(ViewConfig, "views")
+    views = cli.read(parser, [f"--views={yaml.safe_dump(recipe.get('views') or {})}"]).views
+    assert isinstance(views, ViewConfig)
+    return views
+
+
+def _read(path: Path, count: int) -> list[np.ndarray]:
+    """The image of a file, or `count` images spread evenly over a shard set."""
+    if path.is_dir() or path.suffix == ".tar":
+        shards = ShardSet(path)
+        return [shards.image(int(i)) for i in np.unique(np.linspace(0, len(shards) - 1, count).round())]
+    try:
+        encoded = np.frombuffer(path.read_bytes(), np.uint8)
+    except OSError as error:
+        raise cli.UserError(f"cannot read {path} ({error.strerror}): check the path") from None
+    image = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH) if encoded.size else None
+    if image is None:
+        raise cli.UserError(f"{path} is not an image that OpenCV reads: give PNG, JPEG or TIFF files, or shards")
+    return [image]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Views drawn beside their source, to be looked at before they are trusted."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from augment.resize import as_uint8
+from augment.views import MultiCrop
+
+TILE_HEIGHT = 224
+"""Height in pixels at which sources and views are drawn: a 24-pixel view is legible and a sheet fits a screen."""
+MARGIN, CAPTION = 8, 18
+_BACKGROUND, _INK = 24, (235, 235, 235)
+_FONT, _FONT_SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.42
+
+
+def draw_views(images: Sequence[np.ndarray], multi_crop: MultiCrop, keys: Sequence[Sequence[int]]) -> np.ndarray:
+    """A sheet of one row an image: uint8 [H, W, 3] (RGB, and the same in BGR but for the colours of the boxes).
+
+    Each row holds the source (uint8 or uint16 [h, w]) with the box of each view, and beside it the views that
+    `multi_crop(image, key)` makes, captioned with name and size in the colour of the box. A box reaching beyond the
+    source shows what was filled by reflection; `m` marks a mirrored view, and degrees a rotated one.
+    """
+    rows = [_row(as_uint8(image), multi_crop, key) for image, key in zip(images, keys, strict=True)]
+    width = max(row.shape[1] for row in rows)
+    return np.concatenate([_extended(row, row.shape[0], width) for row in rows])
+
+
+def _row(image: np.ndarray, multi_crop: MultiCrop, key: Sequence[int]) -> np.ndarray:
+    views, regions = multi_crop(image, key), multi_crop.regions(image.shape, key)
+    colours = [_colour(i, len(views)) for i in range(len(views))]
+    boxes = [(region.corners, colour) for region, colour in zip(regions, colours, strict=True)]
+    tiles = [_tile(_with_boxes(image, boxes), f"source {image.shape[0]}x{image.shape[1]}", _INK)]
+    for i, (view, region, colour) in enumerate(zip(views, regions, colours, strict=True)):
+        is_global = i < multi_crop.config.global_count
+        name = f"global {i + 1}" if is_global else f"local {i + 1 - multi_crop.config.global_count}"
+        turn = f" {np.degrees(region.angle):+.1f}deg" if region.angle else ""
+        caption = f"{name}{' m' if region.mirrored else ''}{turn}"
+        tiles.append(_tile(_framed(_at_tile_height(view), colour), caption, colour))
+    return np.concatenate(tiles, axis=1)
+
+
+def _with_boxes(image: np.ndarray, boxes: Sequence[tuple[np.ndarray, tuple[int, int, int]]]) -> np.ndarray:
+    """The source at tile height on a ground that also holds the parts of the boxes beyond it."""
+    tall = _at_tile_height(image)
+    scale = tall.shape[0] / image.shape[0]
+    points = np.concatenate([corners for corners, _ in boxes]) * scale
+    low = np.minimum(np.floor(points.min(0)), 0).astype(int) - 2
+    high = np.maximum(np.ceil(points.max(0)), tall.shape[1::-1]).astype(int) + 2
+    canvas = np.full((high[1] - low[1], high[0] - low[0], 3), _BACKGROUND, np.uint8)
+    canvas[-low[1] : tall.shape[0] - low[1], -low[0] : tall.shape[1] - low[0]] = tall
+    for corners, colour in boxes:
+        outline = np.round(corners * scale - low).astype(np.int32)
+        cv2.polylines(canvas, [outline], isClosed=True, color=colour, thickness=1, lineType=cv2.LINE_AA)
+    return _at_tile_height(canvas)
+
+
+def _at_tile_height(image: np.ndarray) -> np.ndarray:
+    """Gray or RGB at the sheet's height, as RGB: pixels repeated when it grows, so that a view shows its own pixels."""
+    rgb = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+    width = max(1, round(image.shape[1] * TILE_HEIGHT / image.shape[0]))
+    shrinks = image.shape[0] > TILE_HEIGHT
+    return cv2.resize(rgb, (width, TILE_HEIGHT), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST)
+
+
+def _framed(tile: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    return cv2.copyMakeBorder(tile, 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=colour)
+
+
+def _tile(picture: np.ndarray, caption: str, colour: tuple[int, int, int]) -> np.ndarray:
+    """A picture below its caption, with margins; wide enough for both."""
+    text_width = cv2.getTextSize(caption, _FONT, _FONT_SCALE, 1)[0][0]
+    tile = np.full(
+        (CAPTION + TILE_HEIGHT + 2 * MARGIN, max(picture.shape[1], text_width) + MARGIN, 3), _BACKGROUND, np.uint8
+    )
+    cv2.putText(tile, caption, (MARGIN // 2, CAPTION - 4), _FONT, _FONT_SCALE, colour, 1, cv2.LINE_AA)
+    tile[CAPTION : CAPTION + picture.shape[0], MARGIN // 2 : MARGIN // 2 + picture.shape[1]] = picture
+    return tile
+
+
+def _extended(row: np.ndarray, height: int, width: int) -> np.ndarray:
+    down, across = height - row.shape[0], width - row.shape[1]
+    return cv2.copyMakeBorder(row, 0, down, 0, across, cv2.BORDER_CONSTANT, value=(_BACKGROUND,) * 3)
+
+
+def _colour(i: int, count: int) -> tuple[int, int, int]:
+    """Bright RGB of evenly spaced hues."""
+    hsv = np.array([[[round(180 * i / count), 160, 255]]], np.uint8)
+    red, green, blue = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].tolist()
+    return red, green, blue

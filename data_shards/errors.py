@@ -1,0 +1,9 @@
+"""What this room raises on a user's mistake or damaged data."""
+
+
+class ShardError(ValueError):
+    """Shards that are absent, damaged or not what they say. The message is one line: what, where, what to do."""
+
+
+class PackError(ValueError):
+    """Inputs or settings from which no shards can be made. The message is one line: what, where, what to do."""

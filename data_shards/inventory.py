@@ -1,0 +1,105 @@
+"""The first pass over the sources: every file entered in the ledger, images and annotation texts told apart."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+from data_shards.ids import Key
+from data_shards.ledger import Ledgers
+from data_shards.radiograph import looks_like_image
+from data_shards.sources import Member, MemberError, Source
+
+NEITHER = "not a radiograph or an annotation"
+ANNOTATION_SUFFIXES = (".txt", ".csv", ".tsv", ".yaml", ".yml", ".names")
+_HEAD_BYTES = 64
+_MAX_TEXT_BYTES = 256 << 20  # a table of three million boxes
+
+
+class Entry(NamedTuple):
+    """A file: its source and place there, its name (`label/member`, used for ids and never written) and its ids."""
+
+    source: int
+    number: int
+    name: str
+    file: str
+    radiograph: str
+
+    @property
+    def stem(self) -> str:
+        """Its name without folders and suffix."""
+        return PurePosixPath(self.name).stem
+
+    @property
+    def place(self) -> tuple[tuple[str, ...], str]:
+        """Folders and stem, with `images` and `labels` folders taken out: equal for an image and its YOLO file."""
+        path = PurePosixPath(self.name)
+        return tuple(p for p in path.parts[:-1] if p.lower() not in ("images", "labels")), path.stem
+
+
+class Text(NamedTuple):
+    """A file that may hold annotations, with its text."""
+
+    entry: Entry
+    text: str
+
+    @property
+    def suffix(self) -> str:
+        """Its suffix in lower case, such as `.csv`."""
+        return PurePosixPath(self.entry.name).suffix.lower()
+
+
+@dataclass
+class Inventory:
+    """What the sources hold."""
+
+    images: list[Entry] = field(default_factory=list)
+    texts: list[Text] = field(default_factory=list)
+
+
+def take_inventory(sources: Iterable[tuple[int, Source, Iterable[Member]]], key: Key, ledgers: Ledgers) -> Inventory:
+    """Read the heads of all members, and annotation texts whole. Every one enters the `files` ledger.
+
+    `sources` gives each source's number, itself and its members (through which a progress bar may look).
+    """
+    inventory = Inventory()
+    names: set[str] = set()
+    for number, source, members in sources:
+        try:
+            for member in members:
+                name = _unique(source.name_of(member.name), names)
+                entry = Entry(number, member.number, name, key.id("file", name), key.id("radiograph", name))
+                ledgers.see("files", entry.file)
+                _enter(entry, member, inventory, ledgers)
+        except MemberError as error:  # the rest of the archive cannot be reached: one line stands for it
+            rest = key.id("file", _unique(source.name_of(""), names))
+            ledgers.reject("files", rest, f"{error}: what follows is lost, copy it again")
+    return inventory
+
+
+def _enter(entry: Entry, member: Member, inventory: Inventory, ledgers: Ledgers) -> None:
+    try:
+        head = _head(member)
+        if looks_like_image(head, member.name):
+            inventory.images.append(entry)
+            ledgers.see("radiographs", entry.radiograph)
+        elif member.name.lower().endswith(ANNOTATION_SUFFIXES) and b"\0" not in head:
+            inventory.texts.append(Text(entry, member.read(_MAX_TEXT_BYTES).decode("utf-8-sig", "replace")))
+        else:
+            ledgers.reject("files", entry.file, NEITHER if member.size else "an empty file")
+    except MemberError as error:
+        ledgers.reject("files", entry.file, str(error))
+
+
+def _unique(name: str, names: set[str]) -> str:
+    """`name`, numbered where an archive holds it twice."""
+    unique, count = name, 1
+    while unique in names:
+        count += 1
+        unique = f"{name}#{count}"
+    names.add(unique)
+    return unique
+
+
+def _head(member: Member) -> bytes:
+    return member.read(_HEAD_BYTES) if member.size else b""

@@ -1,0 +1,137 @@
+"""Pictures to look at before hours are spent: crops from shards, or radiographs with their boxes drawn."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from data_shards.boxes import Box, plan_boxes
+from data_shards.convert import encode_png
+from data_shards.crops import CropError, region, stretch
+from data_shards.errors import PackError
+from data_shards.ids import Key
+from data_shards.inventory import Entry, take_inventory
+from data_shards.ledger import Ledgers
+from data_shards.radiograph import RadiographError, decode
+from data_shards.shard_set import ShardSet
+from data_shards.sources import MemberError, Source, open_sources
+
+CELL = (160, 240)
+"""Width and height of a crop's cell in pixels: two or three rows of teeth stay legible."""
+COLUMNS, ROWS = 10, 5
+RADIOGRAPHS = 6
+RADIOGRAPH_WIDTH = 900
+_CAPTION = 16
+_KEY = Key(b"preview: nothing is written under these ids", None)
+
+
+def preview(path: Path, out: Path, boxes: str = "auto", pixel_aspect: float = 1.0) -> str:
+    """Write a PNG of crops from shards, or of a source's first radiographs with their boxes. Returns what it shows.
+
+    Captions are labels; no name is drawn. Raises ShardError or PackError where there is nothing to show.
+    """
+    if is_shards(path):
+        sheet, what = crop_sheet(ShardSet(path))
+    else:
+        sheet, what = radiograph_sheet(path, boxes, pixel_aspect)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(encode_png(sheet))
+    except OSError as error:
+        raise PackError(f"cannot write {out} ({error.strerror}): name another --out") from None
+    return f"{out}: {what}"
+
+
+def is_shards(path: Path) -> bool:
+    """Whether `path` is a folder of shards, our own or foreign; a tar by itself may be a source as well."""
+    return (path / "manifest.json").is_file() or (path.is_dir() and any(path.glob("*.tar")))
+
+
+def crop_sheet(samples: ShardSet) -> tuple[np.ndarray, str]:
+    """Crops evenly spread over the samples, uint8 [H, W], at one scale so that their sizes can be compared."""
+    count = min(COLUMNS * ROWS, len(samples))
+    chosen = [round(i * (len(samples) - 1) / max(1, count - 1)) for i in range(count)]
+    crops = [samples.image(i) for i in chosen]
+    crops = [c if c.dtype == np.uint8 else (c >> 8).astype(np.uint8) for c in crops]
+    scale = min(1.5, *(min(CELL[0] / c.shape[1], CELL[1] / c.shape[0]) for c in crops))
+    rows = -(-count // COLUMNS)
+    sheet = np.full((rows * (CELL[1] + _CAPTION), min(count, COLUMNS) * CELL[0]), 24, dtype=np.uint8)
+    for place, (number, crop) in enumerate(zip(chosen, crops, strict=True)):
+        meta = samples.meta(number)
+        left, top = place % COLUMNS * CELL[0], place // COLUMNS * (CELL[1] + _CAPTION)
+        size = max(1, round(crop.shape[1] * scale)), max(1, round(crop.shape[0] * scale))
+        small = cv2.resize(crop, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        x, y = left + (CELL[0] - size[0]) // 2, top + (CELL[1] - size[1]) // 2
+        sheet[y : y + size[1], x : x + size[0]] = small
+        _write(sheet, f"{_caption(meta)} {crop.shape[1]}x{crop.shape[0]}", left + 4, top + CELL[1] + 12)
+    return sheet, f"{count} of {len(samples)} crops"
+
+
+def radiograph_sheet(path: Path, boxes: str, pixel_aspect: float) -> tuple[np.ndarray, str]:
+    """The first radiographs of a source that decode, stretched to square pixels, with the boxes that would be cut."""
+    sources = open_sources([path])
+    ledgers = Ledgers()
+    inventory = take_inventory(((n, s, s.members()) for n, s in enumerate(sources)), _KEY, ledgers)
+    given = []
+    if boxes not in ("auto", "none"):
+        apart = open_sources([boxes])
+        given = take_inventory(((n, s, s.members()) for n, s in enumerate(apart)), _KEY, ledgers).texts
+    plan = plan_boxes(boxes, inventory, given, (), _KEY, ledgers)
+    drawn = []
+    wanted = {e.number: e for e in inventory.images if ledgers.is_used("radiographs", e.radiograph)}
+    for raw, entry in _raw(sources[0], wanted):
+        try:
+            drawn.append(_draw(decode(raw).pixels, plan.boxes[entry.radiograph], pixel_aspect))
+        except RadiographError:
+            continue
+        if len(drawn) == RADIOGRAPHS:
+            break
+    if not drawn:
+        raise PackError(f"no radiograph in {path} can be shown: `pack` lists the reasons")
+    rows = [drawn[i : i + 2] for i in range(0, len(drawn), 2)]
+    height = [max(d.shape[0] for d in row) for row in rows]
+    sheet = np.full((sum(height), RADIOGRAPH_WIDTH * max(len(r) for r in rows)), 24, dtype=np.uint8)
+    for number, row in enumerate(rows):
+        for column, picture in enumerate(row):
+            top, left = sum(height[:number]), column * RADIOGRAPH_WIDTH
+            sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return sheet, f"{len(drawn)} of {len(wanted)} radiographs, boxes: {plan.format} ({plan.why})"
+
+
+def _raw(source: Source, wanted: dict[int, Entry]) -> Iterator[tuple[bytes, Entry]]:
+    for member in source.members():
+        if member.number in wanted:
+            try:
+                yield member.read(), wanted[member.number]
+            except MemberError:
+                continue
+
+
+def _draw(pixels: np.ndarray, boxes: Sequence[Box], pixel_aspect: float) -> np.ndarray:
+    height, width = pixels.shape
+    wider, taller = stretch(pixel_aspect)
+    scale = RADIOGRAPH_WIDTH / (width * wider)
+    size = RADIOGRAPH_WIDTH, max(1, round(height * taller * scale))
+    picture = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    sx, sy = size[0] / width, size[1] / height
+    for box in boxes:
+        relative = (width, height, width, height) if box.relative else (1, 1, 1, 1)
+        x0, y0, x1, y1 = (c * r for c, r in zip(box.corners, relative, strict=True))
+        try:
+            region((x0, y0, x1, y1), height, width, 0.0, 1, pixel_aspect)
+        except CropError:
+            continue
+        cv2.rectangle(picture, (round(x0 * sx), round(y0 * sy)), (round(x1 * sx), round(y1 * sy)), 255, 1)
+        _write(picture, _caption(box.labels), round(x0 * sx) + 2, round(y0 * sy) + 12)
+    return picture
+
+
+def _caption(labels: dict) -> str:
+    return str(labels.get("fdi") or labels.get("class") or labels.get("label") or "")
+
+
+def _write(picture: np.ndarray, text: str, x: int, y: int) -> None:
+    plain = text.encode("ascii", "replace").decode()
+    cv2.putText(picture, plain, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.4, 0, 3, cv2.LINE_AA)
+    cv2.putText(picture, plain, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.4, 255, 1, cv2.LINE_AA)

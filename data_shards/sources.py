@@ -1,0 +1,173 @@
+"""What can be packed: a folder, a zip, a tar (gz, bz2, xz) or one file, as a stream of members.
+
+Members are read from where they lie, one after another, and nothing is written under a member's name, so a name that
+climbs out of its archive, is absolute or stands there twice does no harm. Links are not followed.
+"""
+
+import lzma
+import os
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from data_shards.errors import PackError
+
+MAX_MEMBER_BYTES = 1 << 30
+"""A member over 1 GiB is no radiograph (the largest scans are some 100 MB) but may be a decompression bomb."""
+
+_DAMAGE = (
+    OSError,
+    EOFError,
+    RuntimeError,  # zipfile: encrypted; NotImplementedError (an unknown compression) is one too
+    ValueError,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+)
+
+
+class MemberError(ValueError):
+    """A member that cannot be read. The message is a reason for the ledger and holds no name."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file of a source: its place in the source's order, name, stated size in bytes, and how to open it.
+
+    `refused` is a reason where it must not be opened. Valid until the next member is asked for.
+    """
+
+    number: int
+    name: str
+    size: int
+    open: Callable[[], IO[bytes]]
+    refused: str = ""
+
+    def read(self, limit: int = MAX_MEMBER_BYTES) -> bytes:
+        """Its first `limit` bytes. Raises MemberError where it cannot be read."""
+        if self.refused:
+            raise MemberError(self.refused)
+        try:
+            with self.open() as file:
+                return file.read(limit)
+        except _DAMAGE as error:
+            raise MemberError(f"damaged in its archive or unreadable ({type(error).__name__})") from None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something to pack. `label` stands for it in the names that ids are made of, wherever it lies on the disk."""
+
+    path: Path
+    label: str
+    stream: Callable[[Path], Iterator[Member]]
+
+    def members(self) -> Iterator[Member]:
+        """Its files, in an order that depends on its content only. Raises MemberError where it ends early."""
+        try:
+            yield from self.stream(self.path)
+        except _DAMAGE as error:
+            if isinstance(error, MemberError):
+                raise
+            raise MemberError(f"the archive is damaged or ends early ({type(error).__name__})") from None
+
+    def name_of(self, member_name: str) -> str:
+        """The name under which a member is known: `label/member`."""
+        return f"{self.label}/{member_name}"
+
+
+def open_sources(paths: Sequence[str | Path]) -> list[Source]:
+    """The sources at `paths`, recognised by content. Raises PackError for one that is not there or cannot be read."""
+    sources: list[Source] = []
+    for path in map(Path, paths):
+        label = path.resolve().name
+        twins = sum(s.path.resolve().name == label for s in sources)
+        sources.append(Source(path, f"{label}#{twins + 1}" if twins else label, _stream_for(path)))
+    return sources
+
+
+def _stream_for(path: Path) -> Callable[[Path], Iterator[Member]]:
+    try:
+        if path.is_dir():
+            return _folder
+        with path.open("rb") as file:
+            head = file.read(8)
+        if zipfile.is_zipfile(path):
+            return _zip
+        if head.startswith(b"PK\x03\x04"):
+            raise PackError(f"{path} is a zip without its end: it was cut short, copy it again")
+        if head.startswith(b"7z\xbc\xaf\x27\x1c"):
+            raise PackError(f"{path} is a 7z archive, which is not read here: turn it into a zip or tar")
+        return _tar if tarfile.is_tarfile(path) else _single
+    except FileNotFoundError:
+        raise PackError(f"nothing to pack at {path}: check the path") from None
+    except _DAMAGE as error:
+        if isinstance(error, PackError):
+            raise
+        raise PackError(f"cannot read {path} ({error}): check the file and its rights") from None
+
+
+def _single(path: Path) -> Iterator[Member]:
+    yield Member(0, path.name, path.stat().st_size, lambda: path.open("rb"))
+
+
+def _folder(path: Path) -> Iterator[Member]:
+    number = 0
+    for folder, folders, files in os.walk(path):
+        folders.sort()
+        for name in sorted(files):
+            file = Path(folder) / name
+            link = file.is_symlink()
+            yield Member(
+                number,
+                file.relative_to(path).as_posix(),
+                file.lstat().st_size,
+                lambda file=file: file.open("rb"),  # type: ignore[misc]
+                _refusal(link, not link and not file.is_file(), file.lstat().st_size),
+            )
+            number += 1
+
+
+def _zip(path: Path) -> Iterator[Member]:
+    with zipfile.ZipFile(path) as archive:
+        for number, info in enumerate(i for i in archive.infolist() if not i.is_dir()):
+            link = (info.external_attr >> 16) & 0o170000 == 0o120000
+            refused = "encrypted: pack a decrypted copy" if info.flag_bits & 1 else ""
+            yield Member(
+                number,
+                info.filename,
+                info.file_size,
+                lambda info=info: archive.open(info),  # type: ignore[misc]
+                refused or _refusal(link, False, info.file_size),
+            )
+
+
+def _tar(path: Path) -> Iterator[Member]:
+    with tarfile.open(path, "r|*") as archive:
+        for number, info in enumerate(i for i in archive if not i.isdir()):
+            yield Member(
+                number,
+                info.name,
+                info.size,
+                lambda info=info: _regular(archive.extractfile(info)),  # type: ignore[misc]
+                _refusal(info.issym() or info.islnk(), not info.isfile(), info.size),
+            )
+
+
+def _regular(file: IO[bytes] | None) -> IO[bytes]:
+    if file is None:
+        raise OSError("not a regular file")
+    return file
+
+
+def _refusal(link: bool, special: bool, size: int) -> str:
+    if link:
+        return "a link, which is not followed"
+    if special:
+        return "not a regular file"
+    return "over 1 GiB, larger than any radiograph" if size > MAX_MEMBER_BYTES else ""

@@ -1,0 +1,454 @@
+"""The augment room: views against float64 references, purity, independence, and the preview command."""
+
+import math
+import pickle
+import random
+import subprocess
+import sys
+from multiprocessing import get_context
+from pathlib import Path
+
+import albumentations as A
+import cv2
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import convolve1d, map_coordinates
+
+from augment import MultiCrop, QuantumNoise, RegionWarp, ToneTable, Unsharpness, ViewConfig, ViewError, fit
+from augment.__main__ import RECIPES, main, recipe_views
+from augment.geometry import Levels, Region, warp
+from augment.preview import draw_views
+from augment.resize import MAX_STRETCH
+from augment.transforms import tone_table
+
+PLAIN = {
+    "global_scale": (1.0, 1.0),
+    "mirror_probability": 0.0,
+    "rotation_probability": 0.0,
+    "aspect_jitter": 0.0,
+    "brightness": (0.0, 0.0),
+    "contrast": (1.0, 1.0),
+    "gamma": (1.0, 1.0),
+    "blur_probability": 0.0,
+    "noise_probability": 0.0,
+    "local_count": 0,
+}
+"""Settings under which a global view is the image resized."""
+SMALL = ViewConfig(global_size=(32, 24), local_size=(16, 12), local_count=4)
+
+
+def smooth_image(height: int, width: int, waves: float = 3.0) -> np.ndarray:
+    y, x = np.mgrid[:height, :width].astype(float)
+    wave = np.sin(waves * 2 * np.pi * x / width + 1) * np.cos(waves * 2 * np.pi * y / height + 0.3)
+    return np.round(127.5 + 100 * wave).astype(np.uint8)
+
+
+def noise_image(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)
+
+
+shapes = st.tuples(st.integers(1, 150), st.integers(1, 150))
+
+
+# --- the contract of MultiCrop
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=shapes, key=st.lists(st.integers(0, 2**63), min_size=1, max_size=5), deep=st.booleans())
+def test_views_have_their_sizes_on_any_shape(shape: tuple[int, int], key: list[int], deep: bool) -> None:
+    image = noise_image(*shape)
+    views = MultiCrop(SMALL)(image.astype(np.uint16) * 257 if deep else image, key)
+    assert [view.shape for view in views] == [(32, 24)] * 2 + [(16, 12)] * 4
+    assert all(view.dtype == np.uint8 and view.flags.c_contiguous for view in views)
+
+
+@settings(max_examples=200, deadline=None)
+@given(shape=st.one_of(shapes, st.sampled_from([(110, 26), (26, 110), (1, 1000)])), draw=st.integers(0, 10**6))
+def test_no_view_is_stretched_by_more_than_a_third(shape: tuple[int, int], draw: int) -> None:
+    for region in MultiCrop(SMALL).regions(shape, (draw,)):
+        stretch = (region.width / region.height) / (region.size[1] / region.size[0])
+        assert 1 / MAX_STRETCH - 1e-9 <= stretch <= MAX_STRETCH + 1e-9
+        shown = min(region.width, shape[1]) * min(region.height, shape[0]) / (shape[0] * shape[1])
+        low, high = SMALL.global_scale if region.size == SMALL.global_size else SMALL.local_scale
+        assert low - 1e-9 <= shown <= high + 1e-9 or region.width > shape[1] or region.height > shape[0]
+        assert abs(region.x - shape[1] / 2) <= shape[1] / 2
+        assert abs(region.y - shape[0] / 2) <= shape[0] / 2
+
+
+def test_uint16_means_the_same_as_uint8() -> None:
+    image = noise_image(60, 40)
+    for view, deep in zip(
+        MultiCrop(SMALL)(image, (3,)), MultiCrop(SMALL)(image.astype(np.uint16) * 257, (3,)), strict=True
+    ):
+        np.testing.assert_array_equal(view, deep)
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((5, 5), np.float32), np.zeros((5, 5, 3), np.uint8), np.zeros((0, 5), np.uint8)]
+)
+def test_an_image_of_another_kind_is_refused_in_one_line(image: np.ndarray) -> None:
+    for call in (lambda: MultiCrop(SMALL)(image, (0,)), lambda: fit(image, (32, 24))):
+        with pytest.raises(ViewError, match="uint8") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def _views_of(samples: list[int]) -> dict[int, list[np.ndarray]]:
+    multi_crop = MultiCrop(SMALL)
+    return {sample: multi_crop(noise_image(50, 30, sample), (7, 1, 0, sample)) for sample in samples}
+
+
+def test_views_do_not_depend_on_order_process_or_global_state() -> None:
+    here = _views_of(list(range(6)))
+    np.random.seed(1)  # noqa: NPY002
+    random.seed(1)
+    backwards = _views_of(list(range(5, -1, -1)))
+    with get_context("spawn").Pool(1) as pool:
+        there = pool.apply(_views_of, ([4, 0, 5],))
+    for other in (backwards, there):
+        for sample, views in other.items():
+            for view, expected in zip(views, here[sample], strict=True):
+                np.testing.assert_array_equal(view, expected)
+
+
+def test_a_multi_crop_can_be_sent_to_a_worker() -> None:
+    image, multi_crop = noise_image(50, 30), MultiCrop(SMALL)
+    for view, same in zip(multi_crop(image, (2,)), pickle.loads(pickle.dumps(multi_crop))(image, (2,)), strict=True):
+        np.testing.assert_array_equal(view, same)
+
+
+def test_every_part_of_the_key_and_every_view_draws_anew() -> None:
+    image, multi_crop = noise_image(50, 30), MultiCrop(SMALL)
+    first = [(r.x, r.y) for r in multi_crop.regions(image.shape, (1, 2, 3, 4))]
+    assert len(set(first)) == len(first)
+    for key in [
+        (0, 2, 3, 4),
+        (1, 0, 3, 4),
+        (1, 2, 0, 4),
+        (1, 2, 3, 0),
+        (1, 2, 3),
+        (1, 2, 3, 4, 0),
+        (1, 2, 3, 4 + 2**32),
+    ]:
+        assert not set(first) & {(r.x, r.y) for r in multi_crop.regions(image.shape, key)}
+
+
+def test_a_view_does_not_depend_on_how_many_others_there_are() -> None:
+    image = noise_image(50, 30)
+    few = MultiCrop(ViewConfig(global_size=(32, 24), local_size=(16, 12), local_count=1))(image, (5,))
+    for view, same in zip(few, MultiCrop(SMALL)(image, (5,)), strict=False):
+        np.testing.assert_array_equal(view, same)
+
+
+def test_operations_are_independent_of_each_other_and_between_views() -> None:
+    """Mirror, blur, noise and a bright shift at one half each: every pair of events must factorise."""
+    size = (24, 18)
+    ramp = np.tile(np.linspace(40, 120, size[1]).astype(np.uint8), (size[0], 1))
+    ramp[:, size[1] // 2] += 60  # a line that blur flattens
+    config = ViewConfig(
+        **PLAIN
+        | {
+            "global_size": size,
+            "mirror_probability": 0.5,
+            "brightness": (-0.1, 0.1),
+            "blur_probability": 0.5,
+            "blur_sigma": (0.1, 0.1),
+            "noise_probability": 0.5,
+            "noise_strength": (0.02, 0.02),
+        }
+    )
+    multi_crop, events = MultiCrop(config), []
+    for sample in range(1500):
+        row: list[bool] = []
+        for view in multi_crop(ramp, (0, sample)):
+            gray = view.astype(float)
+            mean = gray.mean(0)
+            row += [
+                bool(mean[:4].mean() > mean[-4:].mean()),  # mirrored
+                bool(np.abs(np.diff(mean, 2)).max() < 40),  # blurred
+                bool(gray.std(0).mean() > 1),  # noisy
+                bool(gray.mean() > ramp.mean()),  # brightened
+            ]
+        events.append(row)
+    happened = np.array(events, float)
+    assert np.all(np.abs(happened.mean(0) - 0.5) < 0.06), happened.mean(0)
+    correlation = np.corrcoef(happened.T) - np.eye(happened.shape[1])
+    assert np.abs(correlation).max() < 4 / math.sqrt(len(happened)), correlation.round(3)
+
+
+def test_a_setting_of_one_operation_leaves_the_draws_of_the_others() -> None:
+    image = noise_image(64, 48)
+    base = {"global_size": (32, 24), "local_count": 0, "noise_probability": 0.0}
+    without = MultiCrop(ViewConfig(blur_probability=0.0, **base))(image, (9,))
+    tiny = MultiCrop(ViewConfig(blur_probability=1.0, blur_sigma=(0.0, 0.0), **base))(image, (9,))
+    for a, b in zip(without, tiny, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# --- geometry
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    height=st.integers(60, 120),
+    width=st.integers(40, 120),
+    zoom=st.floats(0.15, 0.8),
+    angle=st.floats(-0.5, 0.5),
+    mirrored=st.booleans(),
+    place=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+)
+def test_warp_is_bilinear_to_a_gray_level(
+    height: int, width: int, zoom: float, angle: float, mirrored: bool, place: tuple[float, float]
+) -> None:
+    image, size = smooth_image(height, width), (80, 60)
+    region = Region(place[0] * width, place[1] * height, zoom * 60, zoom * 80 * 1.2, angle, mirrored, size)
+    rows, columns = np.mgrid[: size[0], : size[1]] + 0.5
+    across = (columns / size[1] - 0.5) * region.width * (-1 if mirrored else 1)
+    down = (rows / size[0] - 0.5) * region.height
+    x = region.x + across * np.cos(angle) - down * np.sin(angle)
+    y = region.y + across * np.sin(angle) + down * np.cos(angle)
+    expected = map_coordinates(image.astype(float), [y - 0.5, x - 0.5], order=1, mode="reflect")
+    assert np.abs(warp(Levels(image), region) - expected).max() <= 1.0
+    corners = [[x[0, 0], y[0, 0]], [x[0, -1], y[0, -1]], [x[-1, -1], y[-1, -1]], [x[-1, 0], y[-1, 0]]]
+    np.testing.assert_allclose(region.corners, corners, atol=1.5 * zoom)
+
+
+@pytest.mark.parametrize(
+    ("shape", "exact"), [((32, 24), 0), ((16, 12), 1), ((20, 14), 1), ((64, 48), 1), ((96, 72), 1)]
+)
+def test_plain_settings_give_the_plain_resize(shape: tuple[int, int], exact: int) -> None:
+    image = noise_image(*shape)
+    view = MultiCrop(ViewConfig(**PLAIN | {"global_size": (32, 24)}))(image, (1,))[0]
+    assert np.abs(view.astype(int) - fit(image, (32, 24))).max() <= exact
+
+
+@pytest.mark.parametrize("shape", [(110, 26), (26, 110), (151, 77), (77, 151), (300, 203)])
+def test_plain_settings_show_what_fit_shows_at_any_shape(shape: tuple[int, int]) -> None:
+    image = smooth_image(*shape, waves=1.0)
+    view = MultiCrop(ViewConfig(**PLAIN | {"global_size": (64, 48)}))(image, (1,))[0]
+    difference = np.abs(view.astype(int) - fit(image, (64, 48)))
+    assert difference.mean() < 2.5
+    assert difference.max() < 16
+
+
+@pytest.mark.parametrize("shrink", [1.8, 2.0, 2.6, 3.5, 4.7, 9.4])
+def test_detail_finer_than_the_views_pixels_is_averaged(shrink: float) -> None:
+    size = (64, 48)
+    height, width = round(size[0] * shrink), round(size[1] * shrink)
+    region = Region(width / 2, height / 2, width, height, 0.0, False, size)
+    y = np.arange(height) + 0.5
+    for cycles in (0.75, 1.5):  # per pixel of the view; a view shows at most 0.5
+        if cycles / shrink >= 0.5:
+            continue
+        wave = np.round(127.5 + 100 * np.sin(2 * np.pi * cycles * y * size[0] / height + 1))
+        image = np.repeat(wave[:, None], width, axis=1).astype(np.uint8)
+        aliased = warp(Levels(image), region).std() / image.std()
+        plain = cv2.warpAffine(image, region.matrix, size[::-1], flags=cv2.WARP_INVERSE_MAP).std() / image.std()
+        assert aliased < 0.5
+        assert aliased < 0.75 * plain
+
+
+# --- fit
+
+
+@settings(max_examples=80, deadline=None)
+@given(shape=shapes, size=st.tuples(st.integers(1, 80), st.integers(1, 80)), gray=st.integers(0, 255))
+def test_fit_gives_the_size_and_keeps_a_flat_image(shape: tuple[int, int], size: tuple[int, int], gray: int) -> None:
+    fitted = fit(np.full(shape, gray, np.uint8), size)
+    assert fitted.shape == size
+    assert fitted.dtype == np.uint8
+    assert np.all(fitted == gray)
+
+
+def test_fit_fills_a_narrow_image_by_reflection() -> None:
+    image = noise_image(96, 12)
+    fitted = fit(image, (96, 54))
+    assert fitted.shape == (96, 54)
+    extended = np.concatenate([np.concatenate([image, image[:, ::-1]], axis=1)] * 4, axis=1)  # period 24
+    shown = extended[:, 24 - 14 : 24 - 14 + 41]  # 54 / 1.33 = 40.6 columns, 14 of them to the left
+    np.testing.assert_array_equal(fitted, cv2.resize(shown, (54, 96), interpolation=cv2.INTER_LINEAR))
+
+
+def test_fit_returns_its_own_array() -> None:
+    image = noise_image(32, 24)
+    fitted = fit(image, (32, 24))
+    np.testing.assert_array_equal(fitted, image)
+    assert not np.may_share_memory(fitted, image)
+
+
+# --- tone, blur, noise
+
+
+@given(st.floats(-1, 1), st.floats(0.2, 5), st.floats(0.2, 5))
+def test_tone_table_is_its_formula(brightness: float, contrast: float, gamma: float) -> None:
+    x = np.arange(256, dtype=np.float64) / 255
+    exact = 255 * np.clip((np.power(x, gamma) - 0.5) * contrast + 0.5 + brightness, 0, 1)
+    assert np.abs(tone_table(brightness, contrast, gamma) - exact).max() <= 0.5 + 1e-9
+
+
+def test_neutral_tone_changes_nothing() -> None:
+    np.testing.assert_array_equal(tone_table(0.0, 1.0, 1.0), np.arange(256))
+
+
+@pytest.mark.parametrize("sigma", [0.005, 0.02, 0.04])
+def test_blur_is_a_gaussian_to_a_gray_level(sigma: float) -> None:
+    image = noise_image(100, 70)
+    pixels, reach = sigma * 100, math.ceil(2.5 * sigma * 100)
+    kernel = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * pixels**2))
+    kernel /= kernel.sum()
+    exact = convolve1d(convolve1d(image.astype(float), kernel, axis=0), kernel, axis=1)
+    assert np.abs(Unsharpness().apply(image, sigma=sigma) - exact).max() <= 1.0
+
+
+def test_noise_grows_with_darkness_as_the_square_root_of_dose() -> None:
+    for gray in (60, 128, 200, 255):
+        noisy = QuantumNoise().apply(np.full((300, 300), gray, np.uint8), strength=0.04, place=0.3).astype(float)
+        expected = 255 * 0.04 * math.sqrt(1 - gray / 255)
+        assert noisy.std() == pytest.approx(math.hypot(expected, 0.29 if gray < 255 else 0), rel=0.02)
+        assert noisy.mean() == pytest.approx(gray, abs=0.2)
+
+
+def test_noise_larger_than_its_stored_field() -> None:
+    assert QuantumNoise().apply(np.zeros((1200, 1100), np.uint8), strength=0.04, place=0.999).std() > 1
+
+
+# --- as albumentations transforms
+
+
+def test_transforms_compose_and_follow_set_random_state() -> None:
+    image = noise_image(60, 40)
+    transforms = [
+        RegionWarp((32, 24)),
+        A.HorizontalFlip(p=0.5),
+        Unsharpness(p=1.0),
+        QuantumNoise(p=1.0),
+        ToneTable(),
+    ]
+
+    def drawn(seed: int) -> np.ndarray:
+        composed = A.Compose(transforms)
+        rng, py_rng = np.random.default_rng(seed), random.Random(seed)
+        for transform in composed.transforms:
+            transform.set_random_state(rng, py_rng)
+        return np.asarray(composed(image=image)["image"])
+
+    assert drawn(1).shape == (32, 24)
+    np.testing.assert_array_equal(drawn(1), drawn(1))
+    assert np.any(drawn(1) != drawn(2))
+
+
+@pytest.mark.parametrize("transform", [RegionWarp((32, 24)), ToneTable(), Unsharpness(), QuantumNoise()])
+def test_transforms_can_be_written_down_and_read_back(transform: A.BasicTransform) -> None:
+    written = A.to_dict(A.Compose([transform]))
+    again = A.from_dict(written)
+    assert A.to_dict(again) == written
+
+
+def test_a_mask_takes_the_same_warp_and_keeps_its_labels() -> None:
+    mask = np.zeros((120, 90), np.uint8)
+    mask[30:90, 20:50] = 7
+    transform = RegionWarp((64, 48), p=1.0)
+    transform.set_random_state(np.random.default_rng(0), random.Random(0))
+    result = transform(image=mask * 30, mask=mask)
+    assert set(np.unique(result["mask"])) == {0, 7}
+    agree = (result["image"] > 105) == (result["mask"] == 7)
+    assert agree.mean() > 0.97
+
+
+# --- configuration, preview, command line
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"global_size": (0, 3)},
+        {"global_count": 0},
+        {"local_scale": (0.5, 0.2)},
+        {"mirror_probability": 1.5},
+        {"aspect_jitter": 0.5},
+        {"gamma": (0.0, 1.0)},
+        {"blur_sigma": (-1.0, 0.1)},
+    ],
+)
+def test_a_wrong_setting_is_named(wrong: dict[str, object]) -> None:
+    with pytest.raises(ViewError, match=f"views.{next(iter(wrong))} is"):
+        ViewConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_every_row_and_view_of_a_sheet_is_drawn() -> None:
+    images = [noise_image(50, 30), noise_image(40, 90)]
+    sheet = draw_views(images, MultiCrop(SMALL), [(0,), (1,)])
+    assert sheet.dtype == np.uint8
+    assert sheet.ndim == 3
+    assert sheet.shape[2] == 3
+    assert sheet.shape[0] > 2 * 200
+    half = sheet.shape[0] // 2
+    assert all(part.std() > 20 for part in (sheet[:half], sheet[half:]))
+
+
+def test_preview_writes_a_png(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), smooth_image(110, 26))
+    cv2.imwrite(str(tmp_path / "b.png"), smooth_image(80, 60).astype(np.uint16) * 257)
+    out = tmp_path / "new" / "sheet.png"
+    command = [sys.executable, "-m", "augment", "preview", str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    sheet = cv2.imread(str(out))
+    assert sheet is not None
+    assert sheet.shape[0] > 400
+    assert sheet.std() > 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["a.png", "--out", "s.png", "--recipe", "nowhere"], "no recipe 'nowhere'"),
+        (["a.txt", "--out", "s.png"], "a.txt is not an image"),
+        (["none.png", "--out", "s.png"], "cannot read none.png"),
+        (["empty", "--out", "s.png"], "no .tar shard in empty"),
+        (["a.png", "--out", "s.gif"], "ends in .png"),
+        (["a.png", "--out", "a.txt/s.png"], "cannot write"),
+        (["a.png", "--out", "s.png", "--count", "0"], "--count is 0"),
+    ],
+)
+def test_preview_says_a_mistake_in_one_line(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), smooth_image(20, 20))
+    (tmp_path / "a.txt").write_text("no image")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["preview", *arguments])
+    assert stopped.value.code == 2
+    said_in_all = capsys.readouterr().err
+    assert said in said_in_all
+    assert said_in_all.count("\n") == 1
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_the_views_of_every_recipe_are_read(recipe: str) -> None:
+    written = yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text(encoding="utf-8")).get("views", {})
+    views = recipe_views(recipe)
+    for name, value in written.items():
+        assert getattr(views, name) == (tuple(value) if isinstance(value, list) else value)
+
+
+def test_a_wrong_field_of_a_recipe_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("augment.__main__.RECIPES", tmp_path)
+    for views, said in [
+        ("{colour: 1}", "colour"),
+        ("{global_count: few}", "global_count"),
+        ("{gamma: [0, 1]}", "gamma"),
+    ]:
+        (tmp_path / "mine.yaml").write_text(f"views: {views}\n")
+        with pytest.raises(SystemExit):
+            recipe_views("mine")
+        err = capsys.readouterr().err
+        assert said in err
+        assert err.count("\n") == 1
