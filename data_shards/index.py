@@ -65,9 +65,9 @@ def _walk(fd: int, total: int, path: Path) -> Iterator[Member]:
             raise ShardError(f"the shard {path} is cut short at byte {total}: copy or pack it again")
         if header == bytes(BLOCK):
             return
-        if not _checksum_holds(header):
+        size = _size_in(header)
+        if size is None:
             raise ShardError(f"the shard {path} has a damaged tar header at byte {position}: copy or pack it again")
-        size = _number(header[124:136])
         kind = header[156:157]
         data = position + BLOCK
         if kind in (b"0", b"\0", b"7") and size_above >= 0:
@@ -79,7 +79,7 @@ def _walk(fd: int, total: int, path: Path) -> Iterator[Member]:
         elif kind == b"x":
             fields = _pax(os.pread(fd, size, data))
             name = fields.get("path", name)
-            size_above = int(fields.get("size", -1))
+            size_above = int(fields["size"]) if fields.get("size", "").isdecimal() else -1
         elif kind != b"g":
             if kind in (b"0", b"\0", b"7"):
                 yield Member(name or name_in_header(header), data, size)
@@ -128,11 +128,13 @@ def _number(raw: bytes) -> int:
     return int(raw.split(b"\0", 1)[0].strip() or b"0", 8)
 
 
-def _checksum_holds(header: bytes) -> bool:
+def _size_in(header: bytes) -> int | None:
+    """The member's size, or None where the header's checksum or numbers are wrong."""
     try:
-        return _number(header[148:156]) == sum(header) - sum(header[148:156]) + 8 * 32
+        holds = _number(header[148:156]) == sum(header) - sum(header[148:156]) + 8 * ord(" ")
+        return _number(header[124:136]) if holds else None
     except ValueError:
-        return False
+        return None
 
 
 def _pax(raw: bytes) -> dict[str, str]:

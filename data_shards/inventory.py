@@ -102,4 +102,4 @@ def _unique(name: str, names: set[str]) -> str:
 
 
 def _head(member: Member) -> bytes:
-    return member.read(_HEAD_BYTES) if member.size else b""
+    return member.read(_HEAD_BYTES) if member.size or member.refused else b""

@@ -11,7 +11,6 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from typing import Any
 from tqdm import tqdm
 
 from data_shards.boxes import BoxPlan, plan_boxes
-from data_shards.convert import PNG_LEVEL, Converted, Job, convert
-from data_shards.crops import MARGIN, MIN_SIDE
+from data_shards.config import PackConfig, check, recorded
+from data_shards.convert import Converted, Job, convert
 from data_shards.errors import PackError
 from data_shards.folder import Chunk
 from data_shards.ids import Key, load_key, remember
@@ -31,45 +30,7 @@ from data_shards.settle import settle, write_parts
 from data_shards.shard_set import MANIFEST, ShardSet
 from data_shards.sources import Member, MemberError, Source, open_sources
 
-
-@dataclass(frozen=True)
-class PackConfig:
-    """What to pack, and how."""
-
-    sources: Sequence[str | Path]
-    """Folders, zip or tar archives, or image files. Nothing is unpacked."""
-    out: str | Path
-    """The shard folder to make; it must not hold a finished pack."""
-    boxes: str = "auto"
-    """auto: look for a table, then for YOLO files, else take whole images, and say so; none: whole images; or a table,
-    label file, folder or archive with the annotations. auto, because most archives carry their boxes."""
-    patient: str | None = None
-    """Regular expression on `archive/member`; its first group (or whole match) is the patient. Left out, each
-    radiograph counts as one patient, since nothing in a file name says otherwise by itself."""
-    pixel_aspect: float = 1.0
-    """Displayed width of a stored pixel over its height. Crops are stretched so that their pixels are square; 1, as
-    detectors have square pixels and only rescaled images do not."""
-    workers: int = 1
-    """Processes that decode, crop and encode. They do not change a byte. 1, so that a shared machine is asked first."""
-    key: str | Path | bytes | None = None
-    """File with the secret that ids are made with (made with mode 0600 if absent). Left out, the user's own key, so
-    that one patient is one id across packs."""
-    against: Sequence[str | Path] = ()
-    """Earlier shard folders; radiographs with the same pixels are dropped. None, as the first pack has no other."""
-    holdout: float = 0.0
-    """Share of the patients, chosen by a hash of their ids, that goes to OUT/holdout. 0: a test set is asked for."""
-    labels: Sequence[str] = ()
-    """Columns of the table to keep as labels beside the known ones. None, as any other column may hold a name."""
-    margin: float = MARGIN
-    """Share of a box's sides added on each side. 0.05 takes in the periodontal ligament, which boxes leave out."""
-    min_side: int = MIN_SIDE
-    """Square pixels that a box must show on each side. Under 8 nothing of a tooth's structure is left."""
-    shard_mb: float = 64.0
-    """A shard's size in 10^6 bytes: big enough for one request to an object store, small enough to copy again."""
-    shard_samples: int = 4096
-    """A shard's most samples, so that small crops still make enough shards for many readers."""
-    quiet: bool = False
-    """Print nothing, draw no progress bar. False, since a pack may take hours."""
+__all__ = ["PackConfig", "pack"]
 
 
 def pack(config: PackConfig) -> dict[str, Any]:
@@ -78,7 +39,7 @@ def pack(config: PackConfig) -> dict[str, Any]:
     The folder appears under its name only when it is finished; until then it is `.<name>.packing` beside it.
     """
     out = Path(config.out)
-    pattern = _check(config, out)
+    pattern = check(config)
     say: Callable[[str], None] = (lambda line: None) if config.quiet else print
     key, made = load_key(config.key)
     if made:
@@ -100,52 +61,12 @@ def pack(config: PackConfig) -> dict[str, Any]:
         spool = folder / "spool"
         done, chunks = _convert_all(config, sources, inventory.images, plan, patients, key, ledgers, spool)
         settle(done, plan, earlier, inventory.images, ledgers)
-        manifest = write_parts(folder, done, chunks, spool, _settings(config, plan), key, ledgers)
+        manifest = write_parts(folder, done, chunks, spool, recorded(config, plan.format), key, ledgers)
         spool.unlink()
         if key.table is not None:
             remember(key.table, _table(sources, inventory, plan, patients))
         _finish(folder, out)
     return manifest
-
-
-def _check(config: PackConfig, out: Path) -> re.Pattern[str] | None:
-    """Every setting that can be judged at once, before hours are spent. Returns the patient pattern."""
-    if (out / MANIFEST).exists():
-        raise PackError(f"{out} already holds a finished pack: name another --out, or remove it")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise PackError(f"{out} exists and is not an empty folder: name another --out, or remove it")
-    if not config.sources:
-        raise PackError("nothing to pack: name a folder, an archive or an image")
-    if not 0.05 <= config.pixel_aspect <= 20:
-        raise PackError(f"pixel aspect {config.pixel_aspect}: give width over height of a pixel, 0.05 to 20")
-    if not 0 <= config.holdout < 1:
-        raise PackError(f"holdout {config.holdout}: give the share of patients to hold out, from 0 to under 1")
-    if config.workers < 1:
-        raise PackError(f"{config.workers} workers: give at least 1")
-    if config.margin < 0 or config.min_side < 1:
-        raise PackError(f"margin {config.margin}, min_side {config.min_side}: give at least 0 and at least 1")
-    if config.shard_mb <= 0 or config.shard_samples < 1:
-        raise PackError(f"shard_mb {config.shard_mb}, shard_samples {config.shard_samples}: both must be above 0")
-    try:
-        return re.compile(config.patient) if config.patient else None
-    except re.error as error:
-        raise PackError(f"--patient {config.patient!r} is no regular expression ({error}): correct it") from None
-
-
-def _settings(config: PackConfig, plan: BoxPlan) -> dict[str, Any]:
-    """What the manifest says of the settings: all that shapes the shards, nothing that may hold a name."""
-    return {
-        "boxes": plan.format,
-        "patients": "by pattern" if config.patient else "one per radiograph",
-        "pixel_aspect": config.pixel_aspect,
-        "margin": config.margin,
-        "min_side": config.min_side,
-        "holdout": config.holdout,
-        "shard_mb": config.shard_mb,
-        "shard_samples": config.shard_samples,
-        "codec": f"png, level {PNG_LEVEL}",
-        "polarity": "dense is bright, as stored in the sources",
-    }
 
 
 def _inventory(sources: list[Source], key: Key, ledgers: Ledgers, config: PackConfig) -> Inventory:
@@ -277,7 +198,7 @@ def _table(
 @contextmanager
 def _unfinished(out: Path) -> Iterator[Path]:
     """A folder beside `out` to work in: locked while in use, removed on failure, renamed to `out` by `_finish`."""
-    folder = out.parent / f".{out.name}.packing"
+    folder = out.absolute().parent / f".{out.absolute().name}.packing"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("w")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "WEBP", "JPEG2000", "GIF", "PPM")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "JPEG2000", "GIF", "PPM")
 """What is decoded, by content. Pillow's other readers (PostScript, vector, icons) hold no radiographs."""
 MAX_PIXELS = 89_478_485
 """Pillow's own limit against decompression bombs; a panoramic radiograph has 4 to 10 million pixels."""

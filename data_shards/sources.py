@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -97,9 +98,9 @@ def _stream_for(path: Path) -> Callable[[Path], Iterator[Member]]:
             return _folder
         with path.open("rb") as file:
             head = file.read(8)
-        if zipfile.is_zipfile(path):
-            return _zip
-        if head.startswith(b"PK\x03\x04"):
+        if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):  # is_zipfile alone takes a tar that ends in a zip for one
+            if zipfile.is_zipfile(path):
+                return _zip
             raise PackError(f"{path} is a zip without its end: it was cut short, copy it again")
         if head.startswith(b"7z\xbc\xaf\x27\x1c"):
             raise PackError(f"{path} is a 7z archive, which is not read here: turn it into a zip or tar")
@@ -113,24 +114,25 @@ def _stream_for(path: Path) -> Callable[[Path], Iterator[Member]]:
 
 
 def _single(path: Path) -> Iterator[Member]:
-    yield Member(0, path.name, path.stat().st_size, lambda: path.open("rb"))
+    yield Member(0, path.name, path.stat().st_size, partial(_open, path))
 
 
 def _folder(path: Path) -> Iterator[Member]:
+    unreadable: list[OSError] = []
     number = 0
-    for folder, folders, files in os.walk(path):
+    for folder, folders, files in os.walk(path, onerror=unreadable.append):
         folders.sort()
-        for name in sorted(files):
+        linked = [name for name in folders if (Path(folder) / name).is_symlink()]  # os.walk does not enter them
+        for name in sorted(files + linked):
             file = Path(folder) / name
-            link = file.is_symlink()
-            yield Member(
-                number,
-                file.relative_to(path).as_posix(),
-                file.lstat().st_size,
-                lambda file=file: file.open("rb"),  # type: ignore[misc]
-                _refusal(link, not link and not file.is_file(), file.lstat().st_size),
-            )
+            link, size = file.is_symlink(), file.lstat().st_size
+            refused = _refusal(link, not link and not file.is_file(), size)
+            yield Member(number, file.relative_to(path).as_posix(), size, partial(_open, file), refused)
             number += 1
+    for error in unreadable:
+        name = Path(str(error.filename)).relative_to(path).as_posix()
+        yield Member(number, name, 0, partial(_open, path), "a folder that may not be read")
+        number += 1
 
 
 def _zip(path: Path) -> Iterator[Member]:
@@ -142,7 +144,7 @@ def _zip(path: Path) -> Iterator[Member]:
                 number,
                 info.filename,
                 info.file_size,
-                lambda info=info: archive.open(info),  # type: ignore[misc]
+                partial(archive.open, info),
                 refused or _refusal(link, False, info.file_size),
             )
 
@@ -154,12 +156,17 @@ def _tar(path: Path) -> Iterator[Member]:
                 number,
                 info.name,
                 info.size,
-                lambda info=info: _regular(archive.extractfile(info)),  # type: ignore[misc]
+                partial(_extract, archive, info),
                 _refusal(info.issym() or info.islnk(), not info.isfile(), info.size),
             )
 
 
-def _regular(file: IO[bytes] | None) -> IO[bytes]:
+def _open(path: Path) -> IO[bytes]:
+    return path.open("rb")
+
+
+def _extract(archive: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
+    file = archive.extractfile(info)
     if file is None:
         raise OSError("not a regular file")
     return file

@@ -143,11 +143,11 @@ class _Schedule:
         if not (np.all(np.isfinite(shares)) and np.all(shares > 0)):
             raise ShardError(f"weights {list(weights)} of {', '.join(names)}: each must be a positive number")
         ring = WINDOW * PHASES
+        if shares.min() * ring < shares.sum():
+            raise ShardError(f"the weight of {names[int(shares.argmin())]} is under 1/{ring} of all: raise it")
         parts = _parts(shares / shares.sum())
         borders = np.cumsum(parts)
         self.draws = 2 * parts  # of each set in one period
-        if self.draws.min() == 0:
-            raise ShardError(f"the weight of {names[int(self.draws.argmin())]} is under 1/{ring} of all: raise it")
         # 617 / 1000 is near the golden section: neighbouring draws come from distant slots, so short windows mix too.
         slots = np.arange(WINDOW) * 617 % WINDOW
         phases = np.concatenate([np.arange(PHASES), np.arange(PHASES)[::-1]])

@@ -26,6 +26,8 @@ def parse_row(row: str) -> tuple[int, tuple[float, float, float, float]]:
     taken. Raises RowError.
     """
     try:
+        if not row.strip():
+            raise RowError("an empty row")
         category = int(row.split()[0])
         values = [float(v) for v in row.split()[1:]]
     except ValueError:

@@ -32,7 +32,7 @@ class DataConfig:
     """Patients of the phantom rendered into the run folder when `shards` is empty; 0 makes `shards` required."""
     phantom_views: int = 2
     """Radiographs of each phantom patient: two, so that a patient's crops differ in pose and exposure."""
-    holdout: float = 0.3
+    phantom_holdout: float = 0.3
     """Share of the phantom's patients held out for k-NN; 0.3 is the split the real figures are quoted on."""
 
 

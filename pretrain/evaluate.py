@@ -30,12 +30,11 @@ class LabelledCrops(NamedTuple):
 
 def load_labelled(sets: Sequence[ShardSet], label: str, size: tuple[int, int]) -> LabelledCrops:
     """Read every crop that carries `label`, resized to `size` (H, W). Raises EvaluationError when none does."""
+    check_label(sets, label)
     images, pixels, sizes, labels, patients = [], [], [], [], []
-    seen: set[str] = set()
     for shards in sets:
         for i in range(len(shards)):
             meta = shards.meta(i)
-            seen |= meta.keys()
             if meta.get(label) is None:
                 continue
             image = shards.image(i)
@@ -44,12 +43,17 @@ def load_labelled(sets: Sequence[ShardSet], label: str, size: tuple[int, int]) -
             sizes.append(image.shape)
             labels.append(str(meta[label]))
             patients.append(str(meta.get("patient", f"{shards.path}:{i}")))
-    if not labels:
+    return LabelledCrops(*(np.array(column) for column in (images, pixels, sizes, labels, patients)))
+
+
+def check_label(sets: Sequence[ShardSet], label: str) -> None:
+    """Raise EvaluationError, before hours of training, if none of the first crops of any set carries `label`."""
+    if not any(shards.meta(i).get(label) is not None for shards in sets for i in range(min(len(shards), 100))):
+        fields = sorted({field for shards in sets for field in shards.meta(0)})
         raise EvaluationError(
             f"no crop carries the label '{label}' in {', '.join(str(s.path) for s in sets)}; "
-            f"their fields are {', '.join(sorted(seen))}"
+            f"name another with --eval.label, they have {', '.join(fields)}"
         )
-    return LabelledCrops(*(np.array(column) for column in (images, pixels, sizes, labels, patients)))
 
 
 @torch.no_grad()

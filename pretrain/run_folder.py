@@ -69,8 +69,8 @@ class RunFolder:
 
     def refuse_changed(self, config: Config) -> None:
         """Raise ConfigError, naming old and new, if `config` would alter the run that the folder holds."""
-        if not self.config.exists():
-            return
+        if not (self.config.exists() and resume_files(self.checkpoints)):
+            return  # nothing of an earlier run to continue
         old = _flat(yaml.safe_load(self.config.read_text()))
         new = _flat(_plain(dataclasses.asdict(config)))
         changed = [
