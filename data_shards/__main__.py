@@ -63,12 +63,13 @@ def describe_command(argv: Sequence[str]) -> None:
 def preview_command(argv: Sequence[str]) -> None:
     """Draw a contact sheet of shards, or the first radiographs of a source with their boxes."""
     parser = new_parser(f"{PROG} preview", preview_command.__doc__ or "")
-    parser.add_argument("path", type=str, help="shard folder, or anything that `pack` takes")
+    parser.add_argument("paths", nargs="+", type=str, help="shard folders, or anything that `pack` takes")
     parser.add_argument("--out", type=str, default="sheet.png", help="PNG to write")
     parser.add_argument("--boxes", type=str, default="auto", help="for sources, as in `pack`")
     parser.add_argument("--pixel_aspect", type=float, default=1.0, help="for sources, as in `pack`")
     given = read(parser, argv)
-    print(previewing.preview(Path(given.path), Path(given.out), given.boxes, given.pixel_aspect))
+    paths = [Path(path) for path in given.paths]
+    print("\n".join(previewing.preview(paths, Path(given.out), given.boxes, given.pixel_aspect)))
 
 
 def locate_command(argv: Sequence[str]) -> None:
@@ -122,6 +123,9 @@ def main(argv: Sequence[str]) -> None:
         COMMANDS[argv[0]](argv[1:])
     except (PackError, ShardError) as error:
         fail(error)
+    except KeyboardInterrupt:
+        print("stopped: an unfinished pack leaves nothing behind", file=sys.stderr)
+        sys.exit(130)
     except OSError as error:
         fail(f"cannot read or write {error.filename} ({error.strerror}): check the path and its rights")
 

@@ -104,10 +104,11 @@ def plan_boxes(
     for image in inventory.images:
         if image.radiograph not in plan.boxes:
             ledgers.reject("radiographs", image.radiograph, BOXLESS)
+    known = {text.entry.file for text in [*tables, *yolos]}
     for text in [*inventory.texts, *given]:
         if text.entry.file in plan.files:
             continue
-        if text in tables or text in yolos or class_names(text):
+        if text.entry.file in known or class_names(text):
             reason = f"annotations of another kind than {plan.format}"
         else:
             reason = NEITHER if text.text.strip() else "an empty file"

@@ -17,10 +17,9 @@ _MAX_TEXT_BYTES = 256 << 20  # a table of three million boxes
 
 
 class Entry(NamedTuple):
-    """A file: its source and place there, its name (`label/member`, used for ids and never written) and its ids."""
+    """A file: its source, its name (`label/member`, used for ids and never written) and its ids."""
 
     source: int
-    number: int
     name: str
     file: str
     radiograph: str
@@ -63,43 +62,30 @@ def take_inventory(sources: Iterable[tuple[int, Source, Iterable[Member]]], key:
     `sources` gives each source's number, itself and its members (through which a progress bar may look).
     """
     inventory = Inventory()
-    names: set[str] = set()
     for number, source, members in sources:
         try:
             for member in members:
-                name = _unique(source.name_of(member.name), names)
-                entry = Entry(number, member.number, name, key.id("file", name), key.id("radiograph", name))
+                name = source.name_of(member.name)
+                entry = Entry(number, name, key.id("file", name), key.id("radiograph", name))
                 ledgers.see("files", entry.file)
                 _enter(entry, member, inventory, ledgers)
         except MemberError as error:  # the rest of the archive cannot be reached: one line stands for it
-            rest = key.id("file", _unique(source.name_of(""), names))
+            rest = key.id("file", source.name_of(""))
             ledgers.reject("files", rest, f"{error}: what follows is lost, copy it again")
     return inventory
 
 
 def _enter(entry: Entry, member: Member, inventory: Inventory, ledgers: Ledgers) -> None:
     try:
-        head = _head(member)
+        annotation = member.name.lower().endswith(ANNOTATION_SUFFIXES)
+        raw = member.read(_MAX_TEXT_BYTES if annotation else _HEAD_BYTES)  # once: a tar's stream does not turn back
+        head = raw[:_HEAD_BYTES]
         if looks_like_image(head, member.name):
             inventory.images.append(entry)
             ledgers.see("radiographs", entry.radiograph)
-        elif member.name.lower().endswith(ANNOTATION_SUFFIXES) and b"\0" not in head:
-            inventory.texts.append(Text(entry, member.read(_MAX_TEXT_BYTES).decode("utf-8-sig", "replace")))
+        elif annotation and b"\0" not in head:
+            inventory.texts.append(Text(entry, raw.decode("utf-8-sig", "replace")))
         else:
-            ledgers.reject("files", entry.file, NEITHER if member.size else "an empty file")
+            ledgers.reject("files", entry.file, NEITHER if head else "an empty file")
     except MemberError as error:
         ledgers.reject("files", entry.file, str(error))
-
-
-def _unique(name: str, names: set[str]) -> str:
-    """`name`, numbered where an archive holds it twice."""
-    unique, count = name, 1
-    while unique in names:
-        count += 1
-        unique = f"{name}#{count}"
-    names.add(unique)
-    return unique
-
-
-def _head(member: Member) -> bytes:
-    return member.read(_HEAD_BYTES) if member.size or member.refused else b""

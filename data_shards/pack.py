@@ -157,10 +157,10 @@ def _jobs(
 ) -> Iterator[Job]:
     """The radiographs' bytes, read in the order in which they lie in their sources."""
     for number, source in enumerate(sources):
-        wanted = {e.number: e for e in images if e.source == number}
+        wanted = {e.name: e for e in images if e.source == number}
         try:
             for member in source.members() if wanted else ():
-                entry = wanted.pop(member.number, None)
+                entry = wanted.pop(source.name_of(member.name), None)
                 if entry is None:
                     continue
                 try:

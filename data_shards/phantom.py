@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -61,23 +62,27 @@ class Phantom:
 
 def expose(transmission: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
     """A film of the share of the beam that gets through: uint8 [H, W] of float32 [H, W] in 0 to 1."""
-    blur, scatter = rng.uniform(0.6, 1.3), rng.uniform(0.02, 0.07)
-    photons = np.exp(rng.uniform(np.log(800), np.log(8000)))  # per pixel of the open beam
+    blur, scatter = rng.uniform(0.6, 1.3), rng.uniform(0.02, 0.07)  # pixels; share of the beam
+    photons = _log_uniform(rng, 800, 8000)  # per pixel of the open beam
     light = cv2.GaussianBlur(transmission, (0, 0), blur)
     light = (1 - scatter) * light + np.float32(scatter * light.mean())
     light += np.sqrt(light / np.float32(photons)) * rng.standard_normal(light.shape, np.float32)
     density = -np.log(np.maximum(light, np.float32(1 / photons)))
-    low, high = np.percentile(density[::4, ::4], (1.0, 97.0))
+    low, high = np.percentile(density[::4, ::4], (1.0, 97.0))  # the window: metal may go white, enamel may not
     low += rng.uniform(-0.3, 0.2)
     high = np.clip(high, 2.3, 2.9) * rng.uniform(1.0, 1.2)
     rows, columns = (np.linspace(-1, 1, n, dtype=np.float32) for n in density.shape)
-    tilt = rng.normal(0, 0.06, 2).astype(np.float32)
+    tilt = rng.normal(0, 0.06, 2).astype(np.float32)  # a beam off the film's middle shades it
     shown = (density - np.float32(low)) / np.float32(high - low)
     shown += tilt[0] * rows[:, None] + tilt[1] * columns[None, :]
     levels = np.clip(shown * 1023, 0, 1023).astype(np.uint16)
-    gamma = np.exp(rng.uniform(np.log(0.5), np.log(1.2)))
+    gamma = _log_uniform(rng, 0.5, 1.2)
     table = np.round(255 * np.linspace(0, 1, 1024) ** gamma).astype(np.uint8)
     return table[levels]
+
+
+def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
 def render_radiograph(seed: int, patient: int, view: int = 0) -> Phantom:
@@ -100,10 +105,12 @@ def _boxes(scene: Scene, rng: np.random.Generator) -> tuple[NDArray[np.float64],
     for i in whole:
         x0, y0, x1, y1 = corners[i]
         loose, *drift = rng.uniform((LOOSE[0], -1, -1), (LOOSE[1], 1, 1))
-        tall = max(usual * loose, (y1 - y0) * 1.02, (x1 - x0) * 1.02 / CROP_ASPECT)
-        wide = tall * CROP_ASPECT
-        if tall > height or wide > width:
+        room = min(height, width / CROP_ASPECT)
+        needed = 1.02 * max(y1 - y0, (x1 - x0) / CROP_ASPECT)
+        if needed > room:
             continue
+        tall = min(max(usual * loose, needed), room)
+        wide = tall * CROP_ASPECT
         left = np.clip((x0 + x1 - wide) / 2 + DRIFT * wide * drift[0], max(x1 - wide, 0), min(x0, width - wide))
         top = np.clip((y0 + y1 - tall) / 2 + DRIFT * tall * drift[1], max(y1 - tall, 0), min(y0, height - tall))
         boxes.append((left, top, left + wide, top + tall))
@@ -144,13 +151,14 @@ def _rendered(seed: int, jobs: list[tuple[int, int]], workers: int) -> Iterator[
     if workers == 1:
         yield from map(partial(_encoded, seed), jobs)
         return
-    with ProcessPoolExecutor(workers) as pool:
+    # spawn: a fork of a process that already runs threads (torch, OpenCV) can hang
+    with ProcessPoolExecutor(workers, get_context("spawn"), cv2.setNumThreads, (1,)) as pool:
         yield from pool.map(partial(_encoded, seed), jobs, chunksize=8)
 
 
 def _encoded(seed: int, job: tuple[int, int]) -> tuple[bytes, Phantom]:
     phantom = render_radiograph(seed, *job)
-    ok, png = cv2.imencode(".png", phantom.image, (cv2.IMWRITE_PNG_COMPRESSION, 3))
+    ok, png = cv2.imencode(".png", phantom.image, (cv2.IMWRITE_PNG_COMPRESSION, 1))
     if not ok:
         raise OSError("phantom archive: OpenCV could not encode a PNG; check the installation of opencv")
     return png.tobytes(), phantom

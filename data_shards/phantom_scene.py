@@ -34,7 +34,7 @@ MATERIALS: dict[str, float] = {
 """Linear attenuation coefficients per mm at 40 keV, in the order of `Scene.paths`."""
 
 SITES = ((1, 2), (3,), (4, 5), (6, 7, 8))
-SITE_SHARES = (0.07, 0.40, 0.10, 0.43)
+SITE_SHARES = (0.05, 0.45, 0.08, 0.42)
 """How often a view is centred on an incisor, canine, premolar, molar; neighbours come along, so this evens them out."""
 
 SHAPES = ((240, 320), (320, 240), (280, 280))

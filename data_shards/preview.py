@@ -23,24 +23,30 @@ COLUMNS, ROWS = 10, 5
 RADIOGRAPHS = 6
 RADIOGRAPH_WIDTH = 900
 _CAPTION = 16
+_GROUND = 24
 _KEY = Key(b"preview: nothing is written under these ids", None)
 
 
-def preview(path: Path, out: Path, boxes: str = "auto", pixel_aspect: float = 1.0) -> str:
-    """Write a PNG of crops from shards, or of a source's first radiographs with their boxes. Returns what it shows.
+def preview(paths: Sequence[Path], out: Path, boxes: str = "auto", pixel_aspect: float = 1.0) -> list[str]:
+    """Write a PNG of crops from shards, or of a source's first radiographs with their boxes, one below the other.
 
-    Captions are labels; no name is drawn. Raises ShardError or PackError where there is nothing to show.
+    Returns what it shows, a line a path. Captions are labels; no name is drawn. Raises ShardError or PackError where
+    there is nothing to show.
     """
-    if is_shards(path):
-        sheet, what = crop_sheet(ShardSet(path))
-    else:
-        sheet, what = radiograph_sheet(path, boxes, pixel_aspect)
+    sheets, told = [], []
+    for path in paths:
+        shards = is_shards(path)
+        sheet, what = crop_sheet(ShardSet(path)) if shards else radiograph_sheet(path, boxes, pixel_aspect)
+        sheets.append(sheet)
+        told.append(f"{out}: {what} of {path}")
+    width = max(sheet.shape[1] for sheet in sheets)
+    whole = np.vstack([np.pad(s, ((0, 0), (0, width - s.shape[1])), constant_values=_GROUND) for s in sheets])
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(encode_png(sheet))
+        out.write_bytes(encode_png(whole))
     except OSError as error:
         raise PackError(f"cannot write {out} ({error.strerror}): name another --out") from None
-    return f"{out}: {what}"
+    return told
 
 
 def is_shards(path: Path) -> bool:
@@ -56,7 +62,7 @@ def crop_sheet(samples: ShardSet) -> tuple[np.ndarray, str]:
     crops = [c if c.dtype == np.uint8 else (c >> 8).astype(np.uint8) for c in crops]
     scale = min(1.5, *(min(CELL[0] / c.shape[1], CELL[1] / c.shape[0]) for c in crops))
     rows = -(-count // COLUMNS)
-    sheet = np.full((rows * (CELL[1] + _CAPTION), min(count, COLUMNS) * CELL[0]), 24, dtype=np.uint8)
+    sheet = np.full((rows * (CELL[1] + _CAPTION), min(count, COLUMNS) * CELL[0]), _GROUND, dtype=np.uint8)
     for place, (number, crop) in enumerate(zip(chosen, crops, strict=True)):
         meta = samples.meta(number)
         left, top = place % COLUMNS * CELL[0], place // COLUMNS * (CELL[1] + _CAPTION)
@@ -79,7 +85,7 @@ def radiograph_sheet(path: Path, boxes: str, pixel_aspect: float) -> tuple[np.nd
         given = take_inventory(((n, s, s.members()) for n, s in enumerate(apart)), _KEY, ledgers).texts
     plan = plan_boxes(boxes, inventory, given, (), _KEY, ledgers)
     drawn = []
-    wanted = {e.number: e for e in inventory.images if ledgers.is_used("radiographs", e.radiograph)}
+    wanted = {e.name: e for e in inventory.images if ledgers.is_used("radiographs", e.radiograph)}
     for raw, entry in _raw(sources[0], wanted):
         try:
             drawn.append(_draw(decode(raw).pixels, plan.boxes[entry.radiograph], pixel_aspect))
@@ -91,7 +97,7 @@ def radiograph_sheet(path: Path, boxes: str, pixel_aspect: float) -> tuple[np.nd
         raise PackError(f"no radiograph in {path} can be shown: `pack` lists the reasons")
     rows = [drawn[i : i + 2] for i in range(0, len(drawn), 2)]
     height = [max(d.shape[0] for d in row) for row in rows]
-    sheet = np.full((sum(height), RADIOGRAPH_WIDTH * max(len(r) for r in rows)), 24, dtype=np.uint8)
+    sheet = np.full((sum(height), RADIOGRAPH_WIDTH * max(len(r) for r in rows)), _GROUND, dtype=np.uint8)
     for number, row in enumerate(rows):
         for column, picture in enumerate(row):
             top, left = sum(height[:number]), column * RADIOGRAPH_WIDTH
@@ -99,11 +105,11 @@ def radiograph_sheet(path: Path, boxes: str, pixel_aspect: float) -> tuple[np.nd
     return sheet, f"{len(drawn)} of {len(wanted)} radiographs, boxes: {plan.format} ({plan.why})"
 
 
-def _raw(source: Source, wanted: dict[int, Entry]) -> Iterator[tuple[bytes, Entry]]:
+def _raw(source: Source, wanted: dict[str, Entry]) -> Iterator[tuple[bytes, Entry]]:
     for member in source.members():
-        if member.number in wanted:
+        if entry := wanted.get(source.name_of(member.name)):
             try:
-                yield member.read(), wanted[member.number]
+                yield member.read(), entry
             except MemberError:
                 continue
 

@@ -10,7 +10,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -38,19 +38,18 @@ class MemberError(ValueError):
 
 @dataclass(frozen=True)
 class Member:
-    """A file of a source: its place in the source's order, name, stated size in bytes, and how to open it.
+    """A file of a source: its name, stated size in bytes, and how to open it.
 
     `refused` is a reason where it must not be opened. Valid until the next member is asked for.
     """
 
-    number: int
     name: str
     size: int
     open: Callable[[], IO[bytes]]
     refused: str = ""
 
     def read(self, limit: int = MAX_MEMBER_BYTES) -> bytes:
-        """Its first `limit` bytes. Raises MemberError where it cannot be read."""
+        """Its first `limit` bytes, once: some archives can only be read forward. Raises MemberError if it fails."""
         if self.refused:
             raise MemberError(self.refused)
         try:
@@ -69,9 +68,19 @@ class Source:
     stream: Callable[[Path], Iterator[Member]]
 
     def members(self) -> Iterator[Member]:
-        """Its files, in an order that depends on its content only. Raises MemberError where it ends early."""
+        """Its files, each under a name of its own (`x#2` where an archive holds `x` twice).
+
+        Raises MemberError where it ends early.
+        """
+        names: set[str] = set()
         try:
-            yield from self.stream(self.path)
+            for member in self.stream(self.path):
+                name, count = member.name, 1
+                while name in names:
+                    count += 1
+                    name = f"{member.name}#{count}"
+                names.add(name)
+                yield member if name == member.name else replace(member, name=name)
         except _DAMAGE as error:
             if isinstance(error, MemberError):
                 raise
@@ -114,12 +123,11 @@ def _stream_for(path: Path) -> Callable[[Path], Iterator[Member]]:
 
 
 def _single(path: Path) -> Iterator[Member]:
-    yield Member(0, path.name, path.stat().st_size, partial(_open, path))
+    yield Member(path.name, path.stat().st_size, partial(_open, path))
 
 
 def _folder(path: Path) -> Iterator[Member]:
     unreadable: list[OSError] = []
-    number = 0
     for folder, folders, files in os.walk(path, onerror=unreadable.append):
         folders.sort()
         linked = [name for name in folders if (Path(folder) / name).is_symlink()]  # os.walk does not enter them
@@ -127,21 +135,20 @@ def _folder(path: Path) -> Iterator[Member]:
             file = Path(folder) / name
             link, size = file.is_symlink(), file.lstat().st_size
             refused = _refusal(link, not link and not file.is_file(), size)
-            yield Member(number, file.relative_to(path).as_posix(), size, partial(_open, file), refused)
-            number += 1
+            yield Member(file.relative_to(path).as_posix(), size, partial(_open, file), refused)
     for error in unreadable:
         name = Path(str(error.filename)).relative_to(path).as_posix()
-        yield Member(number, name, 0, partial(_open, path), "a folder that may not be read")
-        number += 1
+        yield Member(name, 0, partial(_open, path), "a folder that may not be read")
 
 
 def _zip(path: Path) -> Iterator[Member]:
     with zipfile.ZipFile(path) as archive:
-        for number, info in enumerate(i for i in archive.infolist() if not i.is_dir()):
+        for info in archive.infolist():
+            if info.is_dir():
+                continue
             link = (info.external_attr >> 16) & 0o170000 == 0o120000
             refused = "encrypted: pack a decrypted copy" if info.flag_bits & 1 else ""
             yield Member(
-                number,
                 info.filename,
                 info.file_size,
                 partial(archive.open, info),
@@ -151,9 +158,10 @@ def _zip(path: Path) -> Iterator[Member]:
 
 def _tar(path: Path) -> Iterator[Member]:
     with tarfile.open(path, "r|*") as archive:
-        for number, info in enumerate(i for i in archive if not i.isdir()):
+        for info in archive:
+            if info.isdir():
+                continue
             yield Member(
-                number,
                 info.name,
                 info.size,
                 partial(_extract, archive, info),

@@ -701,3 +701,29 @@ def test_a_csv_module_table_round_trips(tmp_path):
     rows.writerow(["radiographs/a,b.png", "10", "10", "60", "90", "deep caries"])
     source = zipped(tmp_path / "a.zip", {"radiographs/a,b.png": saved(image(1)), "boxes.csv": "﻿" + table.getvalue()})
     assert packed(source, tmp_path / "out")["statistics"]["labels"] == {"finding": {"deep caries": 1}}
+
+
+def test_a_pack_into_its_own_source_reads_what_was_there_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i in range(4):
+        Path(f"{i}.png").write_bytes(saved(image(i)))
+    manifest = packed(".", ".out")  # `.out.packing` sorts before the images
+    assert manifest["ledgers"]["files"] == {"seen": 4, "used": 4, "rejected": 0}
+    samples = ShardSet(".out")
+    found = {samples.image(i).tobytes() for i in range(4)}
+    assert found == {image(i).tobytes() for i in range(4)}
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    source = zipped(tmp_path / "a.zip", {f"{i}.png": saved(image(i, (300, 400))) for i in range(20)})
+    code = (
+        "import resource, signal, sys\n"
+        "from data_shards.__main__ import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
+        f"main(['pack', {str(source)!r}, '--out', {str(tmp_path / 'out')!r}, '--key', {str(tmp_path / 'key')!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.search(r"^error: cannot write .*File too large.*free some space", done.stderr, re.MULTILINE)
+    assert "Traceback" not in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zip", "key"]

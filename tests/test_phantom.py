@@ -192,7 +192,7 @@ def test_an_archive_of_nothing_is_an_error(tmp_path: Path) -> None:
 def test_labels_are_about_equally_common(films: list[Phantom]) -> None:
     kinds = np.bincount([TYPES[fdi % 10 - 1] for film in films for fdi in film.fdi.tolist()], minlength=4)
     findings = np.array([sum(film.finding.count(finding) for film in films) for finding in FINDINGS])
-    assert kinds.min() / kinds.sum() > 0.14
+    assert kinds.min() / kinds.sum() > 0.12  # four canines stand in a mouth, twelve molars
     assert kinds.max() / kinds.sum() < 0.36
     assert findings.min() / findings.sum() > 0.13
     assert findings.max() / findings.sum() < 0.28
