@@ -8,6 +8,8 @@ from typing import Any
 
 from augment import ViewError
 from data_shards.errors import ShardError
+from downstream import export as exporting
+from downstream import finetune as tuning
 from downstream import probe
 from downstream.config import CropsConfig, DownstreamError, FinetuneConfig, KnnConfig, LinearConfig, WeightsConfig
 from downstream.weights import Weights, load_weights
@@ -32,6 +34,37 @@ def linear(config: LinearConfig, weights: Weights) -> dict[str, Any]:
     return _shown(probe.linear(config, weights))
 
 
+def finetune(config: FinetuneConfig, weights: Weights) -> dict[str, Any]:
+    """Train backbone and a new classifier end to end; writes model.pth."""
+    metrics = tuning.finetune(config, weights)
+    print(f"balanced accuracy {metrics['balanced_accuracy']:.3f} (chance {metrics['chance']:.3f}), {_sides(metrics)}")
+    for name, recall in metrics["recall"].items():
+        print(f"  {name:<16}" + ("  no crop to validate on" if recall is None else f"{recall:>9.3f} recall"))
+    return metrics
+
+
+def embed(config: CropsConfig, weights: Weights) -> dict[str, Any]:
+    """Write every crop's features (features.npy) and ids (keys.txt)."""
+    metrics = exporting.embed(config, weights)
+    print(f"{metrics['crops']} crops, {metrics['features']} features each")
+    return metrics
+
+
+def export(config: WeightsConfig, weights: Weights) -> dict[str, Any]:
+    """Write a folder that timm loads, and check that it gives the same features."""
+    metrics = exporting.export(config, weights)
+    print(f"{metrics['load']} gives the same features, bit by bit ({metrics['megabytes']} MB)")
+    return metrics
+
+
+def _sides(metrics: dict[str, Any]) -> str:
+    train, validation = metrics["train"], metrics["validation"]
+    return (
+        f"{validation['crops']} crops of {validation['patients']} patients, "
+        f"after training on {train['crops']} of {train['patients']} others"
+    )
+
+
 def _shown(metrics: dict[str, Any]) -> dict[str, Any]:
     columns = ("trained", "random", "pixels", "size", "chance")
     print(f"balanced accuracy, {metrics['protocol']}")
@@ -45,6 +78,9 @@ def _shown(metrics: dict[str, Any]) -> dict[str, Any]:
 COMMANDS: dict[str, tuple[type[WeightsConfig], Callable[[Any, Weights], dict[str, Any]]]] = {
     "knn": (KnnConfig, knn),
     "linear": (LinearConfig, linear),
+    "finetune": (FinetuneConfig, finetune),
+    "embed": (CropsConfig, embed),
+    "export": (WeightsConfig, export),
 }
 
 

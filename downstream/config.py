@@ -1,10 +1,29 @@
 """The options of the five commands; each default with its reason beside it (and in `--help`)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 
 class DownstreamError(ValueError):
     """Weights or crops that do not serve the purpose: what, where and what to do, in one line."""
+
+
+LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "std": (lambda v: v is None or v > 0, "pixels are divided by it, give more than 0"),
+    "shards": (bool, "name a shard folder"),
+    "label": (bool, "name a label, such as tooth_type"),
+    "batch_size": (lambda v: v >= 2, "give at least 2, which BatchNorm needs"),
+    "folds": (lambda v: v >= 2, "give at least 2, so that each has others to learn from"),
+    "neighbours": (lambda v: v >= 1, "give at least 1"),
+    "l2": (lambda v: len(v) > 0 and min(v) >= 0, "give one strength or more, none under 0"),
+    "holdout": (lambda v: 0 < v < 1, "give a share between 0 and 1"),
+    "epochs": (lambda v: v >= 1, "give at least 1"),
+    "warmup": (lambda v: 0 <= v < 1, "give a share from 0 to under 1"),
+    "clip": (lambda v: v > 0, "give more than 0"),
+    "workers": (lambda v: v >= 0, "give 0 or more"),
+    "seed": (lambda v: v >= 0, "give 0 or more"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +45,19 @@ class WeightsConfig:
     std: float | None = None
     """Pixels are divided by it. Left out: as in the facts, else 0.25, this project's convention."""
 
+    def __post_init__(self) -> None:
+        """Raise DownstreamError for a value that nothing can be done with."""
+        for name, (holds, remedy) in LIMITS.items():
+            if hasattr(self, name) and not holds(getattr(self, name)):
+                raise DownstreamError(f"--{name} is {getattr(self, name)}: {remedy}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class CropsConfig(WeightsConfig):
     """Weights, and crops to use them on."""
 
     shards: list[str]
-    """Shard folders, as many as you like."""
+    """Shard folders, one or more."""
     batch_size: int = 64
     """Crops that go through the backbone together: enough for any device to be busy; for knn, linear and embed it
     changes memory and speed only."""

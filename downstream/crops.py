@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,15 +20,17 @@ CALIBRATION = 1024
 
 @dataclass(frozen=True)
 class Crops:
-    """Crops by place, without their images: the set and number of each, patients [N], keys [N], labels by name [N].
+    """Crops by place, without their images.
 
-    A label that a crop does not carry is "".
+    The set and number of each, keys [N], patients [N], which are queries (bool [N]), and labels by name [N] ("" where
+    a crop does not carry it).
     """
 
     sets: Sequence[ShardSet]
     places: list[tuple[int, int]]
-    keys: np.ndarray
+    keys: list[str]
     patients: np.ndarray
+    query: np.ndarray
     labels: dict[str, np.ndarray]
 
     def __len__(self) -> int:
@@ -40,64 +41,36 @@ class Crops:
         source, index = self.places[i]
         return self.sets[source].image(index)
 
-    def __add__(self, other: "Crops") -> "Crops":
-        """The crops of both, these first."""
-        return Crops(
-            [*self.sets, *other.sets],
-            self.places + [(source + len(self.sets), index) for source, index in other.places],
-            np.concatenate([self.keys, other.keys]),
-            np.concatenate([self.patients, other.patients]),
-            {name: np.concatenate([column, other.labels[name]]) for name, column in self.labels.items()},
-        )
 
+def find_crops(shards: Sequence[str], labels: Sequence[str], query: Sequence[str] | None = None) -> Crops:
+    """The crops of `shards` and of `query` that carry at least one of `labels`; without labels, all.
 
-def find_crops(folders: Sequence[str | Path], labels: Sequence[str]) -> Crops:
-    """The crops of shard folders that carry at least one of `labels`; without labels, all.
-
-    Raises ShardError for a bad folder and DownstreamError for a label that no crop carries.
+    Raises ShardError for a bad folder, DownstreamError for a label that no crop of either side carries and for a
+    patient on both sides: what is measured must be new to what has learnt.
     """
-    sets = [ShardSet(folder) for folder in folders]
-    places, keys, patients, fields = [], [], [], set()
-    columns: dict[str, list[str]] = {label: [] for label in labels}
-    for source, shards in enumerate(sets):
-        for i in range(len(shards)):
-            meta = shards.meta(i)
-            fields |= set(meta)
-            values = ["" if meta.get(label) is None else str(meta[label]) for label in labels]
-            if labels and not any(values):
-                continue
-            places.append((source, i))
-            keys.append(shards.key(i))
-            patients.append(str(meta.get("patient", f"{shards.path}:{i}")))
-            for label, value in zip(labels, values, strict=True):
-                columns[label].append(value)
-    for label in labels:
-        if not any(columns[label]):
-            raise DownstreamError(
-                f"no crop carries the label '{label}' in {', '.join(map(str, folders))}; "
-                f"they have {', '.join(sorted(fields))}"
-            )
-    return Crops(
-        sets,
-        places,
-        np.array(keys),
-        np.array(patients),
-        {label: np.array(column) for label, column in columns.items()},
-    )
-
-
-def with_query(bank: Crops, folders: Sequence[str], labels: Sequence[str]) -> tuple[Crops, np.ndarray]:
-    """Bank and query crops in one, and which of them are queries, bool [N].
-
-    Raises DownstreamError where both hold the same patient: what is measured must be new to what has learnt.
-    """
-    query = find_crops(folders, labels)
-    if shared := sorted(set(bank.patients) & set(query.patients)):
+    sets = [ShardSet(folder) for folder in (*shards, *(query or ()))]
+    metas = {(source, i): sets[source].meta(i) for source in range(len(sets)) for i in range(len(sets[source]))}
+    places = [place for place, meta in metas.items() if not labels or any(meta.get(x) is not None for x in labels)]
+    columns = {x: np.array([_text(metas[place].get(x)) for place in places]) for x in labels}
+    patients = np.array([str(metas[place].get("patient", place)) for place in places])
+    is_query = np.array([source >= len(shards) for source, _ in places], dtype=bool)
+    for side, folders in ((~is_query, shards), (is_query, query or ())):
+        for label, column in columns.items():
+            if folders and not any(column[side]):
+                fields = ", ".join(sorted({field for meta in metas.values() for field in meta}))
+                raise DownstreamError(
+                    f"no crop carries the label '{label}' in {', '.join(folders)}; they have {fields}"
+                )
+    if both := sorted(set(patients[is_query]) & set(patients[~is_query])):
         raise DownstreamError(
-            f"--shards and --query share {len(shared)} patients (the first is {shared[0]}): "
-            "use shards of other patients, such as the holdout folder of one pack"
+            f"--shards and --query share {len(both)} patients (the first is {both[0]}): "
+            "use shards of other patients, such as the holdout folder of the same pack"
         )
-    return bank + query, np.arange(len(bank) + len(query)) >= len(bank)
+    return Crops(sets, places, [sets[source].key(i) for source, i in places], patients, is_query, columns)
+
+
+def _text(label: object) -> str:
+    return "" if label is None else str(label)
 
 
 def embed_crops(crops: Crops, weights: Weights, batch_size: int) -> np.ndarray:

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from downstream.config import DownstreamError, KnnConfig, LinearConfig, ProbeConfig
-from downstream.crops import Crops, feature_sets, find_crops, with_query
+from downstream.crops import feature_sets, find_crops
 from downstream.weights import Weights, best_device
 from pretrain.evaluate import balanced_accuracy, knn_predict, patient_folds, unit
 
-Split = tuple[np.ndarray, np.ndarray]  # train and test, bool [N] each
 Classify = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """(features to learn from [N, C], their labels [N], their patients [N], features to classify [M, C]) -> labels [M]."""
 
@@ -23,10 +23,7 @@ def knn(config: KnnConfig, weights: Weights) -> dict[str, Any]:
     def classify(bank: np.ndarray, labels: np.ndarray, _patients: np.ndarray, queries: np.ndarray) -> np.ndarray:
         return knn_predict(bank, labels, queries, config.neighbours)
 
-    def prepared(name: str, features: np.ndarray) -> np.ndarray:
-        return features if name == "size" else unit(features)  # of a size, length is half of what there is to know
-
-    return {**_probe(config, weights, classify, prepared), "neighbours": config.neighbours}
+    return {**_probe(config, weights, classify, cosine=True), "neighbours": config.neighbours}
 
 
 def linear(config: LinearConfig, weights: Weights) -> dict[str, Any]:
@@ -36,59 +33,44 @@ def linear(config: LinearConfig, weights: Weights) -> dict[str, Any]:
         strength = choose_l2(train, labels, patients, config.l2, config.seed)
         return fit_predict(train, labels, queries, strength)
 
-    return {**_probe(config, weights, classify, lambda _name, features: features), "l2": list(config.l2)}
+    return {**_probe(config, weights, classify, cosine=False), "l2": list(config.l2)}
 
 
-def _probe(
-    config: ProbeConfig, weights: Weights, classify: Classify, prepared: Callable[[str, np.ndarray], np.ndarray]
-) -> dict[str, Any]:
-    crops = find_crops(config.shards, config.label)
-    is_query = None
-    if config.query:
-        crops, is_query = with_query(crops, config.query, config.label)
+def _probe(config: ProbeConfig, weights: Weights, classify: Classify, cosine: bool) -> dict[str, Any]:
+    crops = find_crops(config.shards, config.label, config.query)
     features = feature_sets(crops, weights, config.seed, config.batch_size)
-    features = {name: prepared(name, values) for name, values in features.items()}
-    scores = {label: _score(crops, label, is_query, features, classify, config) for label in config.label}
+    if cosine:  # but of a size, length is half of what there is to know
+        features = {name: values if name == "size" else unit(values) for name, values in features.items()}
+    scores = {}
+    for label in config.label:
+        carry = crops.labels[label] != ""
+        fold = np.where(crops.query[carry], 0, -1)  # one fold, the queries; -1 is never tested
+        if not config.query:
+            fold = patient_folds(crops.patients[carry], config.folds, config.seed)
+        known = {name: values[carry] for name, values in features.items()}
+        scores[label] = score(label, known, crops.labels[label][carry], crops.patients[carry], fold, classify)
     return {"protocol": "query" if config.query else f"{config.folds} patient-disjoint folds", "labels": scores}
 
 
-def _score(
-    crops: Crops,
+def score(
     label: str,
-    is_query: np.ndarray | None,
     features: dict[str, np.ndarray],
+    labels: np.ndarray,
+    patients: np.ndarray,
+    fold: np.ndarray,
     classify: Classify,
-    config: ProbeConfig,
 ) -> dict[str, Any]:
-    carry = crops.labels[label] != ""
-    labels, patients = crops.labels[label][carry], crops.patients[carry]
-    if is_query is None:
-        fold = patient_folds(patients, config.folds, config.seed)
-        splits = [(fold != f, fold == f) for f in np.unique(fold)]
-    else:
-        splits = [(~is_query[carry], is_query[carry])]
-    tested = np.any([test for _, test in splits], axis=0)
-    scores = {
-        name: round(balanced_accuracy(labels[tested], _predict(f[carry], labels, patients, splits, classify)[tested]), 4)
-        for name, f in features.items()
-    }
+    """Balanced accuracy by kind of features: the crops of each fold [N] from 0 on are classified by all the others."""
+    tested = fold >= 0
+    scores = {}
+    for name, values in tqdm(features.items(), desc=label, unit="kind of features", leave=False, dynamic_ncols=True):
+        predicted = np.empty_like(labels)
+        for test in (fold == f for f in np.unique(fold[tested])):
+            predicted[test] = classify(values[~test], labels[~test], patients[~test], values[test])
+        scores[name] = round(balanced_accuracy(labels[tested], predicted[tested]), 4)
     classes = np.unique(labels[tested])
-    return {
-        **scores,
-        "chance": round(1 / len(classes), 4),
-        "classes": classes.tolist(),
-        "crops": int(tested.sum()),
-        "patients": len(np.unique(patients[tested])),
-    }
-
-
-def _predict(
-    features: np.ndarray, labels: np.ndarray, patients: np.ndarray, splits: list[Split], classify: Classify
-) -> np.ndarray:
-    predicted = np.empty_like(labels)
-    for train, test in splits:
-        predicted[test] = classify(features[train], labels[train], patients[train], features[test])
-    return predicted
+    counts = {"crops": int(tested.sum()), "patients": len(np.unique(patients[tested]))}
+    return {**scores, "chance": round(1 / len(classes), 4), "classes": classes.tolist(), **counts}
 
 
 def choose_l2(

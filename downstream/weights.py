@@ -11,7 +11,7 @@ from downstream.config import DownstreamError, WeightsConfig
 from pretrain.backbones import RELEASED, Backbone, build_backbone, check_view_size
 from pretrain.checkpoint import load_combined, read_combined
 
-ASSUMED = {"size": (320, 240), "mean": 0.5, "std": 0.25}
+ASSUMED: dict[str, Any] = {"size": (320, 240), "mean": 0.5, "std": 0.25}
 """Where no facts lie beside a checkpoint: the release's size and this project's scaling."""
 
 
@@ -46,8 +46,6 @@ def load_weights(config: WeightsConfig) -> Weights:
     model = build_backbone(name)
     load_combined(checkpoint, model)
     convention = ASSUMED | {k: v for k, v in known.items() if k in ASSUMED}
-    if convention["std"] <= 0:
-        raise DownstreamError(f"std is {convention['std']}: pixels are divided by it, give --std above 0")
     height, width = convention["size"]
     check_view_size(model, name, (height, width))
     return Weights(
@@ -88,9 +86,10 @@ def infer_backbone(checkpoint: Path) -> str:
 
 def to_device(model: Backbone) -> Backbone:
     """The model on the accelerator if there is one, in the memory layout that convolutions are fastest in."""
-    return model.to(best_device(), memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return model.to(best_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def best_device() -> torch.device:
     """CUDA, else Apple's, else the CPU."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")

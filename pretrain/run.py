@@ -102,16 +102,13 @@ class Run:
             archive = self.folder.phantom / f"{name}.zip"
             archive.parent.mkdir(parents=True, exist_ok=True)
             self.say(f"rendering {data.phantom_patients} phantom patients x {data.phantom_views} radiographs")
-            workers = max(1, data.workers)
-            write_archive(
-                archive, patients=data.phantom_patients, seed=config.seed, views=data.phantom_views, workers=workers
-            )
+            # In this process: a spawned worker would import torch for longer than it renders.
+            write_archive(archive, patients=data.phantom_patients, seed=config.seed, views=data.phantom_views)
             settings = PackConfig(
                 sources=[str(archive)],
                 out=shards,
                 patient=r"(p\d+)-",
                 holdout=data.phantom_holdout,
-                workers=workers,
                 key=PHANTOM_KEY,
                 quiet=True,
             )

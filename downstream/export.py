@@ -1,0 +1,134 @@
+"""The weights in forms that other programs read: arrays of features, and a folder that timm loads."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from downstream.config import CropsConfig, DownstreamError, WeightsConfig
+from downstream.crops import embed_crops, find_crops
+from downstream.weights import Weights
+from pretrain.backbones import RELEASED, Backbone
+from pretrain.checkpoint import replace_atomically
+
+
+def embed(config: CropsConfig, weights: Weights) -> dict[str, Any]:
+    """Write `features.npy`, float32 [N, C], and `keys.txt`, the id of each row, one a line."""
+    crops = find_crops(config.shards, [])
+    features = embed_crops(crops, weights, config.batch_size)
+    out = Path(config.out)
+    replace_atomically(out / "features.npy", lambda file: np.save(file, features))
+    replace_atomically(out / "keys.txt", lambda file: file.write("".join(f"{key}\n" for key in crops.keys).encode()))
+    return {"crops": len(crops), "features": features.shape[1], "dtype": str(features.dtype)}
+
+
+def export(config: WeightsConfig, weights: Weights) -> dict[str, Any]:
+    """Write `model.safetensors` and `config.json`, which `timm.create_model("local-dir:OUT", pretrained=True)` loads.
+
+    What timm then gives is the list of feature maps; the last one averaged over space is the backbone's output. The
+    folder is loaded again and compared with the backbone. Raises DownstreamError unless every bit is equal.
+    """
+    model = copy.deepcopy(weights.model).to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    release = RELEASED.get(weights.backbone)
+    timm_name = release.timm_name if release else weights.backbone
+    options = {"in_chans": 1, "num_classes": 0, **(release.options if release else {})}
+    plain = timm.create_model(timm_name, pretrained=False, **options)
+    out = Path(config.out)
+    content = save(plain_keys(model, list(plain.state_dict()), weights.backbone))
+    replace_atomically(out / "model.safetensors", lambda file: file.write(content))
+    text = json.dumps(timm_config(timm_name, plain.pretrained_cfg, options, weights), indent=2)
+    replace_atomically(out / "config.json", lambda file: file.write(text.encode() + b"\n"))
+    try:
+        difference = compare(out, model, weights)
+    except DownstreamError:
+        (out / "config.json").unlink()  # so that nobody loads what was found wrong
+        raise
+    return {
+        "load": 'timm.create_model("local-dir:OUT", pretrained=True)',
+        "max_difference": difference,
+        "megabytes": round(len(content) / 1e6, 2),
+        "timm": timm.__version__,
+    }
+
+
+def plain_keys(model: Backbone, plain: list[str], name: str) -> dict[str, Tensor]:
+    """The backbone's tensors under the keys of the plain timm model, which timm loads before it makes features of it.
+
+    timm's features-only wrappers rename a module's path a.b to a_b, or put `model.` before it. Layers after the last
+    feature map are in the plain model alone and left out. Raises DownstreamError where a key has no counterpart.
+    """
+    ours = {key.removeprefix("m."): tensor for key, tensor in model.state_dict().items()}
+    found = {}
+    for key in plain:
+        parts = key.split(".")
+        joined = ("_".join(parts[:i]) + "." + ".".join(parts[i:]) for i in range(1, len(parts)))
+        source = next((k for k in (f"model.{key}", *joined) if k in ours), None)
+        if source is not None:
+            found[key] = ours.pop(source).contiguous()
+    if ours:
+        raise DownstreamError(
+            f"backbone '{name}' cannot be exported: timm's plain model has no place for {', '.join(list(ours)[:3])} "
+            f"({len(ours)} keys); one of the released backbones can"
+        )
+    return found
+
+
+def timm_config(timm_name: str, registered: Any, options: dict[str, Any], weights: Weights) -> dict[str, Any]:
+    """`config.json` in timm's format: how to build the model, and the input convention.
+
+    The model to build has 0 classes (`model_args`); the weights are said to have -1, because timm accepts that the
+    layers after the last feature map are absent only where the two numbers differ.
+    """
+    return {
+        "architecture": timm_name.partition(".")[0],
+        "num_features": weights.model.num_features,
+        "model_args": {**options, "features_only": True},
+        "pretrained_cfg": {
+            "input_size": [1, *weights.size],
+            "mean": [weights.mean],
+            "std": [weights.std],
+            "num_classes": -1,
+            "crop_pct": 1.0,
+            "interpolation": "bilinear",
+            "fixed_input_size": bool(registered.get("fixed_input_size")) and "dynamic_img_size" not in options,
+            "first_conv": registered.get("first_conv"),
+            "classifier": registered.get("classifier"),
+        },
+    }
+
+
+@torch.no_grad()
+def compare(folder: Path, model: Backbone, weights: Weights) -> float:
+    """Largest difference between the last feature maps of `model` and of the exported folder, on noise: 0.
+
+    Raises DownstreamError if it is not, if any tensor differs (timm does not tell which it did not find in the file),
+    or if timm cannot load the folder.
+    """
+    noise = torch.randn(2, 1, *weights.size, generator=torch.Generator().manual_seed(0))
+    try:
+        exported = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        difference = float((exported(noise)[-1] - model.m(noise)[-1]).abs().max())
+    except (RuntimeError, KeyError, TypeError, ValueError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise DownstreamError(
+            f"timm {timm.__version__} cannot load backbone '{weights.backbone}' from {folder} ({reason}): "
+            "use the checkpoint itself; the released backbones can be exported"
+        ) from error
+    ours, theirs = model.m.state_dict(), exported.state_dict()
+    different = [key for key in ours.keys() | theirs.keys() if not _same(ours.get(key), theirs.get(key))]
+    if different or difference != 0:  # also when it is NaN
+        raise DownstreamError(
+            f"what timm {timm.__version__} loads from {folder} differs from backbone '{weights.backbone}' (tensors: "
+            f"{', '.join(sorted(different)[:3]) or 'none'}; features: by up to {difference}): use the checkpoint itself"
+        )
+    return difference
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is not None and other is not None and torch.equal(one, other)

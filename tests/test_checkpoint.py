@@ -1,0 +1,139 @@
+"""The released format, key for key, and resume files that cannot lie."""
+
+import pickle
+
+import pytest
+import torch
+
+import pretrain
+from pretrain.backbones import RELEASED, BackboneError, build_backbone, check_view_size
+from pretrain.checkpoint import CheckpointError, load_combined, load_resume, read_combined, save_combined, save_resume
+from pretrain.heads import proj_head
+
+HEAD_KEYS = [
+    "mlp.0.weight",
+    *(f"mlp.2.{k}" for k in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")),
+    "mlp.3.weight",
+    *(f"mlp.5.{k}" for k in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")),
+    "last_layer.weight_g",
+    "last_layer.weight_v",
+]
+
+
+def small(seed: int = 0):
+    torch.manual_seed(seed)
+    backbone = build_backbone("ghostnetv3")  # the smallest of the 12
+    return backbone, proj_head(backbone.num_features)
+
+
+def test_head_has_the_released_keys():
+    assert list(proj_head(16).state_dict()) == HEAD_KEYS
+
+
+def test_saved_file_is_the_combined_format(tmp_path):
+    backbone, head = small()
+    save_combined(tmp_path / "x.pth", backbone.to(memory_format=torch.channels_last), head)
+    content = torch.load(tmp_path / "x.pth", weights_only=True)
+    assert list(content) == ["backbone", "proj_head"]
+    assert all(k.startswith("m.") for k in content["backbone"])
+    assert list(content["proj_head"]) == HEAD_KEYS
+    assert all(v.is_contiguous() for part in content.values() for v in part.values())
+    assert [p.name for p in tmp_path.iterdir()] == ["x.pth"]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in ("ghostnetv3", "fastvit_t8") else pytest.mark.slow) for n in RELEASED]
+)
+def test_file_size_is_the_published_one(name, tmp_path):
+    release = RELEASED[name]
+    backbone = build_backbone(name)
+    assert backbone.num_features == release.channels
+    for stem in release.checkpoints:
+        path = tmp_path / f"{stem}.pth"
+        save_combined(path, backbone, proj_head(release.channels))
+        assert path.stat().st_size / 1e6 == pytest.approx(release.megabytes, abs=0.01)
+
+
+@pytest.mark.parametrize("form", ["nested", "flat", "nested in state_dict", "flat in state_dict"])
+def test_every_published_form_loads(form, tmp_path):
+    backbone, head = small(1)
+    nested = {"backbone": backbone.state_dict(), "proj_head": head.state_dict()}
+    flat = {f"{part}.{k}": v for part, state in nested.items() for k, v in state.items()}
+    content = nested if form.startswith("nested") else flat
+    torch.save({"state_dict": content} if form.endswith("state_dict") else content, tmp_path / "w.pth")
+    other, other_head = small(2)
+    load_combined(tmp_path / "w.pth", other, other_head)
+    for ours, theirs in ((other, backbone), (other_head, head)):
+        for (k, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+            assert torch.equal(a, b), k
+
+
+def test_mismatch_lists_missing_unexpected_and_reshaped_keys_and_changes_nothing(tmp_path):
+    backbone, head = small()
+    state = backbone.state_dict()
+    first, second, *_ = state
+    state["m.invented"] = state.pop(first)
+    state[second] = torch.zeros(3, 3)
+    torch.save({"backbone": state, "proj_head": head.state_dict()}, tmp_path / "w.pth")
+    target, _ = small(3)
+    before = {k: v.clone() for k, v in target.state_dict().items()}
+    with pytest.raises(CheckpointError) as error:
+        load_combined(tmp_path / "w.pth", target)
+    for words in ("1 missing", first, "1 unexpected", "m.invented", "1 reshaped", second, "(3, 3)"):
+        assert words in str(error.value)
+    assert all(torch.equal(v, before[k]) for k, v in target.state_dict().items())
+
+
+def test_hostile_pickle_is_refused(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "harm"), "w"))
+
+    (tmp_path / "bomb.pth").write_bytes(pickle.dumps({"backbone": Bomb()}))
+    torch.save({"backbone": Bomb()}, tmp_path / "zipped.pth")
+    for name in ("bomb.pth", "zipped.pth"):
+        with pytest.raises(CheckpointError):
+            read_combined(tmp_path / name)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_flipped_bit_or_a_torn_file_is_noticed(tmp_path):
+    path = tmp_path / "step-00000001.pth"
+    save_resume(path, {"step": 1, "center": torch.randn(5000)})
+    assert load_resume(path)["step"] == 1
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged in (bytes(flipped), whole[: len(whole) // 2], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError):
+            load_resume(path)
+
+
+def test_names_resolve_in_every_spelling():
+    import pretrain.backbones as room
+
+    for name, release in RELEASED.items():
+        assert getattr(room, release.class_name).args == (name,)
+    assert room.ViTBackbone is room.ViT_backbone
+    assert build_backbone("ghostnetv3_backbone").num_features == 160
+    assert build_backbone("1_ghostnetv3_combined").num_features == 160
+    assert build_backbone("resnet10t").num_features == 512  # any timm model with feature maps
+    assert {"build_backbone", "proj_head", "load_combined", "save_combined"} <= set(pretrain.__all__)
+
+
+def test_errors_of_backbones_say_what_to_do():
+    with pytest.raises(BackboneError, match=r"resnet50x.*released: vit"):
+        build_backbone("resnet50x")
+    with pytest.raises(BackboneError, match=r"16x16 px.*use larger sizes"):
+        check_view_size(build_backbone("convnextv2"), "convnextv2", (16, 16))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RELEASED)
+def test_every_released_backbone_gives_a_vector(name):
+    backbone = build_backbone(name).eval()
+    sizes = [(320, 240), (128, 96)] + [(400, 304)] * (name == "vit")
+    for size in sizes:
+        with torch.no_grad():
+            assert backbone(torch.zeros(2, 1, *size)).shape == (2, RELEASED[name].channels)

@@ -1,0 +1,434 @@
+"""The weights in use: k-NN, linear probe, fine-tuning, embeddings, export; on small real shards and checkpoints."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+from scipy.spatial.distance import cdist
+from torch import nn
+
+from augment import MultiCrop, fit
+from data_shards.pack import PackConfig, pack
+from data_shards.shard_set import ShardSet
+from downstream import export, probe
+from downstream.__main__ import main
+from downstream.finetune import class_weights, held_out, mild_views
+from pretrain import build_backbone, proj_head, save_combined
+from pretrain.backbones import RELEASED
+from pretrain.evaluate import balanced_accuracy, calibrate_batchnorm, knn_over_folds, unit
+
+SIZE = (64, 48)
+TINY = "test_resnet"  # of timm's own test models
+
+
+def draw(rng, striped):
+    """A crop of noise with fine stripes across, or blotches: two classes that any convolution tells apart."""
+    noise = rng.normal(size=(64, 48))
+    if striped:
+        texture = 2 * np.sin(np.arange(64) * np.pi / 2 + rng.uniform(0, 7))[:, None] + 0.3 * noise
+    else:
+        texture = cv2.GaussianBlur(noise, (0, 0), 4) * 12
+    return np.clip(128 + rng.uniform(-15, 15) + 40 * texture, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory):
+    """Shards of 20 patients with 6 crops each, a third of the patients held out.
+
+    `finding` is planted (stripes or not), `category` is a coin's, `grade` is carried by half of the crops.
+    """
+    folder = tmp_path_factory.mktemp("crops")
+    (folder / "images").mkdir()
+    rng = np.random.default_rng(0)
+    rows = []
+    for patient in range(20):
+        for i in range(6):
+            name = f"p{patient:02}-{i}.png"
+            cv2.imwrite(str(folder / "images" / name), draw(rng, i % 3 == 0))
+            row = {"image": name, "x0": 0, "y0": 0, "x1": 48, "y1": 64}
+            row |= {"finding": "stripes" if i % 3 == 0 else "blotches"}
+            rows.append(row | {"category": rng.choice(["heads", "tails"]), "grade": "one" if i < 3 else ""})
+    with (folder / "boxes.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    out = tmp_path_factory.mktemp("packed") / "shards"
+    pack(PackConfig([folder], out, patient=r"p(\d+)-", key=b"0" * 32, holdout=0.3, margin=0, quiet=True))
+    return out
+
+
+def written(path, name=TINY, size=SIZE):
+    """A combined checkpoint of random weights at `path`, with the facts that matter beside it."""
+    torch.manual_seed(3)
+    backbone = build_backbone(name)
+    rng = np.random.default_rng(3)
+    images = np.stack([fit(draw(rng, i % 3 == 0), size) for i in range(16)])
+    calibrate_batchnorm(backbone, images, 0.4, 0.2, 16)  # buffers as after training
+    save_combined(path, backbone, proj_head(backbone.num_features, 16))
+    facts = {"backbone": name, "input": {"size": list(size), "mean": 0.4, "std": 0.2}}
+    path.with_suffix(".json").write_text(json.dumps(facts))
+    return path
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    return written(tmp_path_factory.mktemp("weights") / "tiny.pth")
+
+
+def run(command, checkpoint, out, *options):
+    main([command, "--checkpoint", str(checkpoint), "--out", str(out), *map(str, options)])
+    return json.loads((Path(out) / "metrics.json").read_text())
+
+
+def mistake(capsys, *arguments):
+    """The one line that a command ends with; exit 2."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in arguments])
+    said = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2
+    assert sum(line.startswith("error: ") for line in said) == 1
+    assert "Traceback" not in "\n".join(said)
+    return said[-1]
+
+
+# k-NN and the linear probe
+
+
+@pytest.mark.parametrize("command", ["knn", "linear"])
+def test_a_planted_signal_is_found_and_a_coin_is_not(command, shards, checkpoint, tmp_path, capsys):
+    metrics = run(command, checkpoint, tmp_path / "o", "--shards", shards, "--label", "finding", "category")
+    assert metrics["command"] == command
+    convention = {"backbone": TINY, "size": [64, 48], "mean": 0.4, "std": 0.2, "assumed": []}
+    assert metrics["weights"] == convention
+    planted, coin = metrics["labels"]["finding"], metrics["labels"]["category"]
+    assert planted["classes"] == ["blotches", "stripes"]
+    assert (planted["crops"], planted["chance"]) == (len(ShardSet(shards)), 0.5)
+    assert planted["patients"] == ShardSet(shards).manifest["statistics"]["patients"]
+    assert planted["trained"] > 0.95 < planted["random"]
+    assert planted["size"] == 0.5  # all crops are of one size
+    for kind in ("trained", "random", "pixels"):
+        assert 0.3 < coin[kind] < 0.7
+    shown = capsys.readouterr().out
+    assert f"{planted['trained']:.3f}" in shown
+    assert "not stated" not in shown
+
+
+def test_knn_is_what_an_independent_computation_gives(shards, checkpoint, tmp_path):
+    options = ("--shards", shards, "--query", shards / "holdout", "--label", "category", "--neighbours", 5)
+    found = run("knn", checkpoint, tmp_path / "knn", *options)["labels"]["category"]
+    sides = []
+    for name, folder in (("bank", shards), ("query", shards / "holdout")):
+        run("embed", checkpoint, tmp_path / name, "--shards", folder)
+        labels = np.array([ShardSet(folder).meta(i)["category"] for i in range(len(ShardSet(folder)))])
+        sides.append((np.load(tmp_path / name / "features.npy"), labels))
+    (bank, labels), (queries, truth) = sides
+    nearest = np.argsort(cdist(queries, bank, "cosine"), axis=1)[:, :5]
+    predicted = np.where((labels[nearest] == "heads").mean(1) > 0.5, "heads", "tails")
+    recalls = [(predicted[truth == name] == name).mean() for name in ("heads", "tails")]
+    assert found["trained"] == pytest.approx(np.mean(recalls), abs=1e-4)
+    assert found["crops"] == len(truth)
+
+    folds = run("knn", checkpoint, tmp_path / "folds", "--shards", shards, "--label", "category", "--neighbours", 5)
+    patients = np.array([ShardSet(shards).meta(i)["patient"] for i in range(len(labels))])
+    expected = knn_over_folds(unit(bank), labels, patients, 5, 5)
+    assert folds["labels"]["category"]["trained"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_crops_without_the_label_are_left_out(shards, checkpoint, tmp_path):
+    metrics = run("knn", checkpoint, tmp_path / "o", "--shards", shards, "--label", "grade", "finding")
+    carriers = sum("grade" in ShardSet(shards).meta(i) for i in range(len(ShardSet(shards))))
+    assert (metrics["labels"]["grade"]["crops"], carriers) == (carriers, len(ShardSet(shards)) // 2)
+    assert metrics["labels"]["finding"]["crops"] == len(ShardSet(shards))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 9), min_size=8, max_size=40).filter(lambda p: len(set(p)) > 3), st.integers(0, 5))
+def test_nothing_is_learnt_from_the_patients_that_are_tested(patients, seed):
+    patients = np.array(patients)
+    features = np.stack([patients, np.arange(len(patients))], 1).astype(float)
+    labels = np.array(["a", "b"])[np.arange(len(patients)) % 2]
+    seen = []
+
+    def classify(train, train_labels, train_patients, queries):
+        assert set(train[:, 0]) == set(train_patients)
+        assert not set(train[:, 0]) & set(queries[:, 0])
+        assert list(train_labels) == list(labels[train[:, 1].astype(int)])
+        seen.extend(queries[:, 1])
+        return np.full(len(queries), "a")
+
+    fold = probe.patient_folds(patients, 4, seed)
+    probe.score("x", {"trained": features}, labels, patients, fold, classify)
+    assert sorted(seen) == list(range(len(patients)))
+    seen.clear()
+    one_side = np.where(np.isin(patients, np.unique(patients)[:2]), 0, -1)
+    probe.score("x", {"trained": features}, labels, patients, one_side, classify)
+    assert sorted(seen) == list(np.flatnonzero(one_side == 0))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe, "fit_predict", lambda f, y, q, strength: classify(f, y, np.unique(f[:, 0]), q))
+        assert probe.choose_l2(features, labels, patients, (0.1, 0.01), seed) == 0.1
+
+
+@pytest.mark.parametrize(("seed", "strength"), [(0, 0.1), (1, 1e-2), (2, 1e-3)])
+def test_logistic_regression_reaches_the_optimum(seed, strength):
+    rng = np.random.default_rng(seed)
+    n, c, k = 150, 6, 3
+    features, codes = rng.normal(size=(n, c)), rng.integers(0, k, n)
+    features[:, 0] += codes
+
+    def objective(flat):
+        weight, bias = flat[: k * c].reshape(k, c), flat[k * c :]
+        logits = features @ weight.T + bias
+        log_sum = np.logaddexp.reduce(logits, axis=1)
+        return (log_sum - logits[np.arange(n), codes]).mean() + strength / 2 * (weight**2).sum()
+
+    best = minimize(objective, np.zeros(k * c + k), tol=1e-10)
+    weight, bias = probe.logistic_regression(features, codes, k, strength)
+    assert objective(np.concatenate([weight.ravel(), bias])) == pytest.approx(best.fun, abs=1e-5)
+    assert weight == pytest.approx(best.x[: k * c].reshape(k, c), abs=5e-3)
+
+
+def test_the_linear_probe_does_not_depend_on_the_features_scale():
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(80, 5)), rng.choice(["a", "b", "c"], 80)
+    features[:, 0] += labels == "a"
+    scaled = features * [1, 1e-3, 1e3, 7, 1] + [5, 0, -1e3, 0, 0]
+    first = probe.fit_predict(features[:60], labels[:60], features[60:], 0.01)
+    assert list(first) == list(probe.fit_predict(scaled[:60], labels[:60], scaled[60:], 0.01))
+
+
+# Fine-tuning
+
+
+@pytest.fixture(scope="session")
+def tuned(shards, checkpoint, tmp_path_factory):
+    out = tmp_path_factory.mktemp("tuned")
+    options = ("--epochs", 3, "--batch_size", 14, "--lr", 1e-3, "--workers", 2, "--clip", 5)
+    return out, run("finetune", checkpoint, out, "--shards", shards, "--label", "finding", *options), options
+
+
+def test_finetuning_learns_a_planted_signal(tuned, shards):
+    _, metrics, _ = tuned
+    assert metrics["balanced_accuracy"] == metrics["curve"][-1]["balanced_accuracy"] > 0.9
+    assert [c["epoch"] for c in metrics["curve"]] == [1, 2, 3]
+    assert metrics["curve"][-1]["loss"] < metrics["curve"][0]["loss"]
+    assert metrics["classes"] == ["blotches", "stripes"]
+    assert metrics["train"]["crops"] + metrics["validation"]["crops"] == len(ShardSet(shards))
+    confusion = np.array(metrics["confusion"])
+    assert confusion.sum() == metrics["validation"]["crops"]
+    recall = confusion.diagonal() / confusion.sum(1)
+    assert list(metrics["recall"].values()) == pytest.approx(list(recall), abs=1e-4)
+    assert metrics["balanced_accuracy"] == pytest.approx(recall.mean(), abs=1e-4)
+
+
+def test_the_tuned_weights_are_those_that_were_scored(tuned, shards):
+    out, metrics, _ = tuned
+    backbone = build_backbone(TINY)
+    model = nn.Sequential(backbone, nn.Linear(backbone.num_features, 2)).eval()
+    model.load_state_dict(torch.load(out / "model.pth", weights_only=True), strict=True)
+    samples = ShardSet(shards)
+    metas = [samples.meta(i) for i in range(len(samples))]
+    held = held_out(np.array([m["patient"] for m in metas]), 0.3, 0)
+    images = np.stack([fit(samples.image(int(i)), SIZE) for i in np.flatnonzero(held)])
+    with torch.no_grad():
+        codes = model((torch.from_numpy(images)[:, None] / 255 - 0.4) / 0.2).argmax(1).numpy()
+    truth = np.array([m["finding"] for m in metas])[held]
+    score = balanced_accuracy(truth, np.array(metrics["classes"])[codes])
+    assert score == pytest.approx(metrics["balanced_accuracy"], abs=0.05)  # bf16 may turn a close call
+
+
+def test_finetuning_repeats_and_does_not_depend_on_workers(tuned, shards, checkpoint, tmp_path):
+    _, metrics, options = tuned
+    again = run(
+        "finetune", checkpoint, tmp_path / "o", "--shards", shards, "--label", "finding", *options, "--workers", 0
+    )
+    assert again["curve"] == metrics["curve"]
+
+
+def test_finetuning_validates_on_the_query(shards, checkpoint, tmp_path):
+    options = ("--query", shards / "holdout", "--label", "finding", "--epochs", 1, "--workers", 0)
+    metrics = run("finetune", checkpoint, tmp_path / "o", "--shards", shards, *options)
+    assert metrics["train"]["crops"] == len(ShardSet(shards))
+    assert metrics["validation"]["crops"] == len(ShardSet(shards / "holdout"))
+
+
+@given(st.lists(st.integers(0, 12), min_size=4, max_size=40), st.floats(0.05, 0.95), st.integers(0, 9))
+def test_no_patient_is_on_both_sides(patients, share, seed):
+    patients = np.array(patients)
+    unique = len(np.unique(patients))
+    if max(1, round(share * unique)) >= unique:
+        with pytest.raises(ValueError, match="cannot be split"):
+            held_out(patients, share, seed)
+        return
+    held = held_out(patients, share, seed)
+    assert not set(patients[held]) & set(patients[~held])
+    assert len(np.unique(patients[held])) == max(1, round(share * unique))
+
+
+def test_classes_weigh_the_same():
+    codes = np.array([0] * 6 + [1] * 3 + [2])
+    weights = class_weights(codes, 4).numpy()
+    assert weights[:3] * np.bincount(codes) == pytest.approx(10 / 4)
+    assert np.isfinite(weights).all()
+
+
+@pytest.mark.parametrize(("mirror", "sides"), [(False, {True}), (True, {True, False})])
+def test_views_are_mirrored_only_when_asked(mirror, sides):
+    image = np.full((64, 48), 40, np.uint8)
+    image[:, :24] = 200
+    make = MultiCrop(mild_views(SIZE, mirror))
+    views = [make(image, (0, 0, i)) for i in range(40)]
+    assert all(len(v) == 1 and v[0].shape == SIZE for v in views)
+    assert {bool(v[0][:, :12].mean() > v[0][:, -12:].mean()) for v in views} == sides
+
+
+# Embeddings
+
+
+def test_embeddings_are_the_backbones_output_with_their_ids(shards, checkpoint, tmp_path):
+    metrics = run("embed", checkpoint, tmp_path / "e", "--shards", shards, shards / "holdout", "--batch-size", 7)
+    features = np.load(tmp_path / "e" / "features.npy", allow_pickle=False)
+    keys = (tmp_path / "e" / "keys.txt").read_text().splitlines()
+    sets = [ShardSet(shards), ShardSet(shards / "holdout")]
+    assert keys == [s.meta(i)["id"] for s in sets for i in range(len(s))]
+    assert (len(keys), features.dtype) == (len(features), np.float32)
+    backbone = build_backbone(TINY).eval()
+    backbone.load_state_dict(torch.load(checkpoint, weights_only=True)["backbone"])
+    last = fit(sets[1].image(len(sets[1]) - 1), SIZE)
+    with torch.no_grad():
+        expected = backbone((torch.from_numpy(last)[None, None] / 255 - 0.4) / 0.2)[0].numpy()
+    assert features[-1] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert metrics["features"] == features.shape[1]
+
+
+# Export
+
+
+def exported_alike(name, tmp_path, size):
+    """Export a backbone, load it through timm as another program would, and compare."""
+    path = written(tmp_path / f"{name}.pth", name, size)
+    metrics = run("export", path, tmp_path / "x")
+    assert metrics["max_difference"] == 0
+    model = timm.create_model(f"local-dir:{tmp_path / 'x'}", pretrained=True).eval()
+    same = timm.create_model(
+        f"local-dir:{tmp_path / 'x'}", pretrained=True, in_chans=1, num_classes=0, features_only=True
+    ).eval()
+    backbone = build_backbone(name).eval()
+    backbone.load_state_dict(torch.load(path, weights_only=True)["backbone"])
+    image = torch.randn(2, 1, *size)
+    with torch.no_grad():
+        maps = model(image)[-1]
+        assert torch.equal(maps, same(image)[-1])
+        assert torch.equal(maps.mean((1, 2) if "mamba" in name else (2, 3)), backbone(image))
+    config = json.loads((tmp_path / "x" / "config.json").read_text())
+    assert config["pretrained_cfg"]["input_size"] == [1, *size]
+    assert (config["pretrained_cfg"]["mean"], config["pretrained_cfg"]["std"]) == ([0.4], [0.2])
+    assert config["num_features"] == backbone.num_features
+
+
+@pytest.mark.parametrize("name", [TINY, "test_vit", "mambaout_femto", "starnet_s4"])
+def test_timm_loads_the_export(name, tmp_path):
+    exported_alike(name, tmp_path, (160, 160) if name == "test_vit" else SIZE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RELEASED)
+def test_timm_loads_the_export_of_every_release(name, tmp_path):
+    exported_alike(name, tmp_path, (320, 240))
+
+
+@pytest.mark.parametrize("damage", ["value", "key"])
+def test_an_export_that_differs_is_refused(damage, checkpoint, tmp_path, capsys, monkeypatch):
+    honest = export.plain_keys
+
+    def wrong(*arguments):
+        tensors = honest(*arguments)
+        if damage == "value":
+            tensors["layer4.0.conv1.weight"] = tensors["layer4.0.conv1.weight"] * 1.001
+        else:
+            del tensors["layer4.0.conv1.weight"]  # timm itself would say nothing
+        return tensors
+
+    monkeypatch.setattr(export, "plain_keys", wrong)
+    said = mistake(capsys, "export", "--checkpoint", checkpoint, "--out", tmp_path / "x")
+    assert TINY in said
+    assert "differ" in said
+    assert not (tmp_path / "x" / "config.json").exists()
+    assert not (tmp_path / "x" / "metrics.json").exists()
+
+
+# Weights and mistakes
+
+
+def test_the_backbone_is_inferred_and_what_is_assumed_is_said(tmp_path, shards, capsys):
+    path = written(tmp_path / "w.pth", "mambaout_femto")
+    path.with_suffix(".json").unlink()
+    metrics = run("embed", path, tmp_path / "o", "--shards", shards / "holdout", "--size", 64, 48)
+    assert metrics["weights"] == {
+        "backbone": "mambaout_femto",
+        "size": [64, 48],
+        "mean": 0.5,
+        "std": 0.25,
+        "assumed": ["mean", "std"],
+    }
+    assert "assumed: mean 0.5, std 0.25" in capsys.readouterr().out
+
+
+def test_options_win_over_facts(checkpoint, shards, tmp_path):
+    options = ("--shards", shards / "holdout", "--size", "96", "64", "--mean", "0.1", "--std=0.3")
+    metrics = run("embed", checkpoint, tmp_path / "o", *options)
+    assert metrics["weights"] == {"backbone": TINY, "size": [96, 64], "mean": 0.1, "std": 0.3, "assumed": []}
+
+
+def test_mistakes_are_one_line(checkpoint, shards, tmp_path, capsys):
+    def said(command, *options, at=checkpoint):
+        return mistake(capsys, command, "--checkpoint", at, "--out", tmp_path / "o", *options)
+
+    on = ("--shards", shards)
+    line = said("knn", *on, "--label", "tooth_type")
+    assert "'tooth_type'" in line
+    assert "finding" in line
+    assert "nowhere" in said("knn", "--shards", tmp_path / "nowhere", "--label", "finding")
+    for command in ("knn", "linear", "finetune"):
+        assert "share 16 patients" in said(command, *on, "--query", shards, "--label", "finding")
+    assert "no checkpoint" in said("embed", *on, at=tmp_path / "none.pth")
+    assert "does not fit" in said("embed", *on, "--backbone", "resnet18")
+    assert "near_resnet" in said("embed", *on, "--backbone", "near_resnet")
+    assert "--folds is 1" in said("knn", *on, "--label", "finding", "--folds", "1")
+    assert "--std is 0.0" in said("embed", *on, "--std", "0")
+    assert "'label'" in said("embed", *on, "--label", "finding")
+    assert "label" in said("finetune", *on)
+    assert "nothing to learn" in said("finetune", *on, "--label", "grade")
+    assert "knn" in mistake(capsys, "probe")
+    broken = written(tmp_path / "broken.pth")
+    broken.with_suffix(".json").write_text('{"backbone": "resnet18"}')
+    assert "broken.json" in said("embed", *on, at=broken)
+    broken.with_suffix(".json").unlink()
+    assert "none of the released backbones" in said("embed", *on, at=broken)
+    assert not (tmp_path / "o" / "metrics.json").exists()
+
+
+def test_a_process_ends_with_one_line_and_exit_2(checkpoint, tmp_path):
+    options = ("--checkpoint", checkpoint, "--shards", tmp_path, "--label", "x", "--out", tmp_path / "o")
+    line = [sys.executable, "-m", "downstream", "knn", *map(str, options)]
+    ended = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 2
+    assert (len(ended.stderr.splitlines()), ended.stderr[:6]) == (1, "error:")
+
+
+def test_no_metrics_file_names_a_place(tuned, checkpoint, shards, tmp_path):
+    out, _, _ = tuned
+    assert str(out) not in (out / "metrics.json").read_text()
+    run("export", checkpoint, tmp_path / "clinic")
+    for name in ("metrics.json", "config.json"):
+        assert "clinic" not in (tmp_path / "clinic" / name).read_text()

@@ -1,0 +1,185 @@
+"""Loss, center, EMA, schedules and head against independent float64 formulas."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pretrain.config import Config, MethodConfig, OptimConfig
+from pretrain.heads import proj_head
+from pretrain.loss import dino_loss, entropy, teacher_targets, updated_center
+from pretrain.monitors import rankme
+from pretrain.schedules import cosine, ramp, warmup_cosine
+from pretrain.student_teacher import Network, ema_update, parameter_groups, teacher_of
+from pretrain.trainer import rates_at, step_seed
+
+
+def softmax64(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 3), st.integers(0, 5), st.integers(1, 6), st.integers(2, 40), st.integers(0, 2**32 - 1))
+def test_loss_is_the_mean_cross_entropy_over_pairs_of_different_views(teachers, locals_, batch, k, seed):
+    if teachers + locals_ < 2:
+        locals_ = 1  # a single view has no other to predict
+    rng = np.random.default_rng(seed)
+    student = rng.uniform(-1, 1, (teachers + locals_, batch, k))
+    teacher = rng.uniform(-1, 1, (teachers, batch, k))
+    center = rng.normal(0, 0.3, k)
+    expected, pairs = 0.0, 0
+    p = softmax64((teacher - center) / 0.04)
+    for t in range(teachers):
+        for s in range(teachers + locals_):
+            if t != s:
+                q = softmax64(student[s] / 0.1)
+                expected += -(p[t] * np.log(q)).sum(-1).mean()
+                pairs += 1
+    targets = teacher_targets(torch.tensor(teacher).float(), torch.tensor(center).float(), 0.04)
+    loss = dino_loss(torch.tensor(student).float(), targets, 0.1)
+    assert loss.item() == pytest.approx(expected / pairs, rel=1e-5)
+    exact = dino_loss(torch.tensor(student), teacher_targets(torch.tensor(teacher), torch.tensor(center), 0.04), 0.1)
+    assert exact.item() == pytest.approx(expected / pairs, rel=1e-12)
+
+
+def test_center_follows_the_mean_of_the_teacher():
+    rng = np.random.default_rng(0)
+    center = torch.zeros(7)
+    expected = np.zeros(7)
+    for _ in range(50):
+        mean = rng.normal(size=7)
+        center = updated_center(center, torch.tensor(mean).float(), 0.9)
+        expected = 0.9 * expected + 0.1 * mean
+    np.testing.assert_allclose(center.numpy(), expected, atol=1e-6)
+
+
+def test_entropy_of_uniform_and_point():
+    assert entropy(torch.full((3, 8), 1 / 8)).item() == pytest.approx(math.log(8), abs=1e-6)
+    assert entropy(torch.eye(8)).item() == 0
+
+
+def tiny_network() -> Network:
+    class Pool(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.m = torch.nn.Sequential(torch.nn.Conv2d(1, 6, 3), torch.nn.BatchNorm2d(6))
+            self.num_features = 6
+
+        def forward(self, x):
+            return self.m(x).mean((2, 3))
+
+    torch.manual_seed(0)
+    return Network(Pool(), proj_head(6, out_dim=10, hidden_dim=8, bottleneck_dim=8))
+
+
+def test_teacher_is_the_moving_average_of_the_student():
+    student = tiny_network()
+    teacher = teacher_of(student)
+    assert not any(p.requires_grad for p in teacher.parameters())
+    expected = [p.detach().double().clone() for p in teacher.parameters()]
+    for step in range(30):
+        momentum = cosine(step, 30, 0.9, 1.0)
+        with torch.no_grad():
+            for p in student.parameters():
+                p.add_(torch.randn_like(p) * 0.1)
+        ema_update(teacher, student, momentum)
+        expected = [
+            momentum * e + (1 - momentum) * p.detach().double()
+            for e, p in zip(expected, student.parameters(), strict=True)
+        ]
+    for e, p in zip(expected, teacher.parameters(), strict=True):
+        np.testing.assert_allclose(p.numpy(), e.numpy(), atol=1e-6)
+
+
+def test_norms_biases_and_fixed_gain_do_not_decay():
+    network = tiny_network()
+    decaying, plain = parameter_groups(network, 0.04)
+    assert all(p.ndim > 1 for p in decaying["params"])
+    assert all(p.ndim == 1 for p in plain["params"])
+    assert plain["weight_decay"] == 0
+    listed = {id(p) for group in (decaying, plain) for p in group["params"]}
+    assert id(network.proj_head.last_layer.weight_g) not in listed
+    assert len(listed) == len(list(network.parameters())) - 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 500), st.floats(0, 1), st.floats(0, 1))
+def test_cosine_matches_its_formula(total, start, end):
+    for step in {0, total // 3, total - 1, total + 5}:
+        progress = np.minimum(np.float64(step) / max(total - 1, 1), 1)
+        expected = end + 0.5 * (start - end) * (1 + np.cos(np.pi * progress))
+        assert cosine(step, total, start, end) == pytest.approx(expected, abs=1e-12)
+
+
+def test_warmup_rises_to_the_peak_and_ends_at_the_end():
+    rates = [warmup_cosine(s, 100, 10, 1.0, 0.01) for s in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1.0
+    assert np.all(np.diff(rates[10:]) < 0)
+    assert rates[99] == pytest.approx(0.01)
+    assert [ramp(s, 4, 0.0, 1.0) for s in (0, 1, 2, 4, 9)] == [0.0, 0.25, 0.5, 1.0, 1.0]
+    assert ramp(0, 0, 0.04, 0.07) == 0.07
+
+
+def test_rates_are_a_pure_function_of_the_step():
+    method = MethodConfig(teacher_temperature_start=0.02, teacher_temperature=0.04, teacher_temperature_warmup=0.5)
+    config = Config(method=method, optim=OptimConfig(lr=1e-3, weight_decay=0.04, weight_decay_end=0.4))
+    first, middle, last = (rates_at(config, s, 101) for s in (0, 50, 100))
+    assert first.last_layer_frozen
+    assert not middle.last_layer_frozen
+    assert (first.ema_momentum, last.ema_momentum) == (0.99, 1.0)
+    assert (first.weight_decay, last.weight_decay) == pytest.approx((0.04, 0.4))
+    assert middle.weight_decay == pytest.approx(0.22)
+    assert (first.teacher_temperature, middle.teacher_temperature) == pytest.approx((0.02, 0.04))
+    assert rates_at(config, 50, 101) == middle
+
+
+def test_head_matches_a_float64_forward_pass():
+    torch.manual_seed(1)
+    head = proj_head(in_dim=12, out_dim=20, hidden_dim=16, bottleneck_dim=16).train()
+    x = torch.randn(9, 12)
+    logits = head(x).detach().numpy()
+    h = x.double().numpy()
+    for i in (0, 3):
+        h = h @ head.mlp[i].weight.detach().double().numpy().T
+        h = 0.5 * h * (1 + np.vectorize(math.erf)(h / math.sqrt(2)))
+        h = (h - h.mean(0)) / np.sqrt(h.var(0) + 1e-5)
+    h /= np.maximum(np.linalg.norm(h, axis=1, keepdims=True), 1e-8)
+    v = head.last_layer.weight_v.detach().double().numpy()
+    expected = h @ (v / np.linalg.norm(v, axis=1, keepdims=True)).T
+    np.testing.assert_allclose(logits, expected, atol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert head(x).dtype == torch.float32
+
+
+def test_weight_norm_equals_torchs_own_to_the_bit():
+    torch.manual_seed(2)
+    ours = proj_head(8, out_dim=30, hidden_dim=8, bottleneck_dim=8).last_layer
+    theirs = torch.nn.Linear(8, 30, bias=False)
+    with torch.no_grad():
+        theirs.weight.copy_(ours.weight_v)
+    theirs = torch.nn.utils.parametrizations.weight_norm(theirs)
+    with torch.no_grad():
+        theirs.parametrizations.weight.original0.fill_(1)
+    x = torch.randn(5, 8)
+    assert torch.equal(ours(x), theirs(x))
+
+
+def test_rankme_counts_directions():
+    torch.manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(64, 64))[0][:, :5]
+    five = torch.linalg.qr(torch.randn(500, 5))[0] @ basis.T
+    assert rankme(five) == pytest.approx(5, rel=0.02)
+    line = torch.randn(500, 1) @ torch.randn(1, 64)
+    assert rankme(line) == pytest.approx(1, rel=0.01)
+
+
+@given(st.integers(0, 2**31), st.integers(0, 2**31), st.integers(0, 1000))
+@settings(max_examples=30)
+def test_step_seeds_fit_torch_and_differ(seed, step, rank):
+    assert len({step_seed(seed, step, rank), step_seed(seed, step + 1, rank), step_seed(seed, step, rank + 1)}) == 3
+    torch.manual_seed(step_seed(seed, step, rank))

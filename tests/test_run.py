@@ -1,0 +1,269 @@
+"""The command as its user runs it: real processes, real kills, the files they leave."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from pretrain.backbones import build_backbone
+from pretrain.checkpoint import load_combined
+from pretrain.command_line import RECIPES
+from pretrain.heads import proj_head
+
+ROOT = Path(__file__).parent.parent
+PYTHON = [sys.executable, "pretrain.py"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+LAUNCHED = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/cpu-2.yaml", "pretrain.py"]
+TIMES = ("images_per_s", "data_wait")
+
+
+def start(command: list[str], *arguments: object) -> subprocess.Popen[str]:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(
+        [*command, *map(str, arguments)], cwd=ROOT, env=ENVIRONMENT, start_new_session=True, **pipes
+    )
+
+
+def run(*arguments: object, command: list[str] = PYTHON, code: int = 0) -> str:
+    process = start(command, *arguments)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, out + err
+    return out + err
+
+
+def smoke(out: Path, shards: Path | None, *more: object, **options) -> str:
+    data = ["--data.shards", shards] if shards else []
+    return run("--recipe", "smoke", "--out", out, *data, *more, **options)
+
+
+def logged(out: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    content = torch.load(out / f"{out.name}.pth", weights_only=True)
+    return {f"{part}.{k}": v for part, state in content.items() for k, v in state.items()}
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert logged(one) == logged(other)
+    expected = weights(other)
+    assert all(torch.equal(v, expected[k]) for k, v in weights(one).items())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, str]:
+    """One uninterrupted smoke run, with all it printed."""
+    out = tmp_path_factory.mktemp("runs") / "smoke"
+    return out, smoke(out, None)
+
+
+@pytest.fixture(scope="module")
+def shards(finished) -> Path:
+    return next((finished[0] / "phantom").glob("seed-*/"))
+
+
+def test_a_run_leaves_what_the_readme_says(finished):
+    out, printed = finished
+    names = {p.name for p in out.iterdir()}
+    assert names >= {
+        "config.yaml",
+        "metrics.jsonl",
+        "state.json",
+        "report.html",
+        "views.png",
+        "smoke.pth",
+        "smoke.json",
+    }
+    assert [p.name for p in out.glob("*.pth")] == ["smoke.pth"]
+    assert json.loads((out / "state.json").read_text()) == {"state": "finished", "step": 20}
+    lines = logged(out)
+    assert [line["step"] for line in lines] == list(range(20))
+    assert lines[-1]["samples_seen"] == 20 * 16
+    for words in ("loss / ln K", "teacher entropy", "feature rank", "k-NN tooth_type", "raw pixels", "20/20"):
+        assert words in printed
+    facts = json.loads((out / "smoke.json").read_text())
+    assert facts["input"]["size"] == [64, 48]
+    assert facts["scores"]["knn"].keys() >= {"label", "before", "after", "pixels", "size"}
+    assert facts["data"][0]["crops"] > 40
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert not re.search(r'(src|href)="(?!data:)', page)
+
+
+def test_no_place_on_disk_is_in_the_files_that_travel_with_the_weights(finished):
+    out, _ = finished
+    for path in (out / "smoke.json", out / "report.html", out / "smoke.pth", out / "metrics.jsonl"):
+        assert str(out.parent).encode() not in path.read_bytes()
+
+
+def test_the_weights_load_strictly(finished):
+    out, _ = finished
+    backbone = build_backbone("mambaout_femto")
+    load_combined(out / "smoke.pth", backbone, proj_head(backbone.num_features))
+
+
+def test_a_finished_run_says_so_and_its_configuration_feeds_back(finished, tmp_path):
+    out, _ = finished
+    before = (out / "smoke.pth").read_bytes()
+    assert "is finished" in run("--config", out / "config.yaml")
+    assert (out / "smoke.pth").read_bytes() == before
+    printed = run("--config", out / "config.yaml", "--print_config")
+    assert yaml.safe_load(printed)["views"]["global_size"] == [64, 48]
+
+
+def test_stopped_by_its_file_then_continued_with_other_workers_is_the_same_run(finished, shards, tmp_path):
+    out = tmp_path / "smoke"
+    process = start(PYTHON, "--recipe", "smoke", "--out", out)
+    wait_for(lambda: (out / "metrics.jsonl").exists() and len(logged(out)) >= 3, process)
+    (out / "stop").touch()
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "stopped after step" in printed
+    assert json.loads((out / "state.json").read_text())["state"] == "stopped"
+    assert not (out / "stop").exists()
+    assert "continuing from step" in smoke(out, None, "--data.workers", 0)
+    assert_same_run(out, finished[0])
+
+
+@pytest.mark.parametrize(
+    "step", [2, 7, pytest.param(13, marks=pytest.mark.slow), pytest.param(18, marks=pytest.mark.slow)]
+)
+def test_killed_and_continued_is_the_same_run_to_the_bit(step, finished, tmp_path):
+    out = tmp_path / "smoke"
+    process = start(PYTHON, "--recipe", "smoke", "--out", out)
+    wait_for(lambda: (out / "metrics.jsonl").exists() and len(complete_lines(out)) > step, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    smoke(out, None, "--data.workers", 1)
+    assert_same_run(out, finished[0])
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(finished, shards, tmp_path):
+    out = tmp_path / "smoke"
+    process = start(PYTHON, "--recipe", "smoke", "--out", out)
+    wait_for(lambda: len(list((out / "checkpoints").glob("step-*"))) >= 2, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    newest = max((out / "checkpoints").glob("step-*"))
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 4
+    newest.write_bytes(content)
+    printed = smoke(out, None)
+    assert "falling back to the one before" in printed
+    assert_same_run(out, finished[0])
+
+
+def test_never_moves_the_old_folder_aside(finished, shards, tmp_path):
+    out = tmp_path / "again"
+    smoke(out, shards, "--steps", 2)
+    printed = smoke(out, shards, "--steps", 3, "--resume", "never")
+    assert "moved the old run to" in printed
+    assert len(logged(out)) == 3
+    assert len(logged(tmp_path / "again.old-1")) == 2
+
+
+def test_two_processes_train_on_the_same_batches_and_continue(shards, tmp_path):
+    """Started by accelerate launch; killed whole, continued by the same command; equal to an undisturbed run."""
+    whole, killed = tmp_path / "whole" / "two", tmp_path / "killed" / "two"
+    assert "on 2 x cpu" in smoke(whole, shards, "--steps", 8, command=LAUNCHED)
+    process = start(LAUNCHED, "--recipe", "smoke", "--out", killed, "--data.shards", shards, "--steps", 8)
+    wait_for(lambda: (killed / "metrics.jsonl").exists() and len(complete_lines(killed)) > 5, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    smoke(killed, shards, "--steps", 8, "--data.workers", 1, command=LAUNCHED)
+    assert_same_run(killed, whole)
+    assert logged(whole)[-1]["samples_seen"] == 8 * 16
+
+
+MISTAKES = {
+    "no shards there": (["--data.shards", "nowhere"], r"no shards at nowhere"),
+    "no shards given": (["--data.phantom_patients", 0], r"no shards given"),
+    "empty folder": (["--data.shards", "{empty}"], r"no \.tar shard in"),
+    "cut shard": (["--data.shards", "{cut}"], r"cut short"),
+    "size too small": (["--backbone", "convnextv2", "--views.local_size", "[16,16]"], r"cannot take views of 16x16"),
+    "odd size for the vit": (["--backbone", "vit", "--views.local_size", "[40,40]"], r"cannot take views of 40x40"),
+    "one crop a process": (["--data.batch_size", 1], r"BatchNorm"),
+    "unknown field": (["--data.bach", 3], r"no field 'data\.bach'.*valid here: data\.batch_size"),
+    "ill-typed field": (["--optim.lr", "fast"], r"optim\.lr.*Expected.*float"),
+    "unknown recipe": (["--recipe", "huge"], r"no recipe 'huge'; valid: demo"),
+    "unknown label": (["--eval.label", "age"], r"no crop carries the label 'age'"),
+    "half weighted": (["--data.shards", "a=1", "b"], r"PATH=WEIGHT for all or none"),
+    "no length": (["--steps", "null"], r"either --steps N or --epochs N"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_2(name, shards, tmp_path):
+    arguments, message = MISTAKES[name]
+    empty, cut = tmp_path / "empty", tmp_path / "cut"
+    empty.mkdir()
+    cut.mkdir()
+    for path in shards.glob("*.*"):
+        content = path.read_bytes()
+        (cut / path.name).write_bytes(content[: len(content) // 2] if path.suffix == ".tar" else content)
+    arguments = [str(a).format(empty=empty, cut=cut) for a in arguments]
+    given = [] if {"--data.shards", "--data.phantom_patients"} & set(arguments) else ["--data.shards", shards]
+    recipe = [] if "--recipe" in arguments else ["--recipe", "smoke"]
+    process = start(PYTHON, *recipe, "--out", tmp_path / "run", *given, *arguments)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert "Traceback" not in errors
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert re.search(message, line), line
+
+
+def test_a_batch_that_does_not_divide_is_refused(shards, tmp_path):
+    process = start(
+        LAUNCHED, "--recipe", "smoke", "--out", tmp_path / "r", "--data.shards", shards, "--data.batch_size", 15
+    )
+    _, errors = process.communicate(timeout=120)
+    assert "a global batch of 15 crops does not divide over 2 processes; use --data.batch_size 14 or 16" in errors
+
+
+def test_changed_settings_are_refused_by_name(shards, tmp_path):
+    out = tmp_path / "run"
+    smoke(out, shards, "--steps", 2)
+    printed = smoke(out, shards, "--steps", 2, "--optim.lr", 0.1, code=2)
+    assert re.search(r"optim\.lr was 0\.0005, now 0\.1", printed)
+
+
+def test_weighted_sets_train(shards, tmp_path):
+    out = tmp_path / "mix"
+    smoke(out, None, "--steps", 2, "--data.shards", f"{shards}=1", f"{shards / 'holdout'}=3")
+    assert [d["weight"] for d in json.loads((out / "mix.json").read_text())["data"]] == [1, 3]
+
+
+def test_help_explains_every_field():
+    printed = run("--help")
+    for words in (
+        "--data.batch_size",
+        "--views.global_scale",
+        "Crops in a global batch",
+        "EMA momentum at the first step",
+    ):
+        assert words in printed
+    assert "--recipe" in printed
+    assert {p.stem for p in RECIPES.glob("*.yaml")} >= {"demo", "smoke"}
+
+
+def complete_lines(out: Path) -> list[str]:
+    return [line for line in (out / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
+
+
+def wait_for(condition, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None:
+            pytest.fail("the run ended early: " + "".join(process.communicate()))
+        assert time.monotonic() < end, "the run is too slow"
+        time.sleep(0.02)
