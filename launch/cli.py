@@ -1,5 +1,6 @@
 """The one way in which every command of this project reads its command line (jsonargparse underneath)."""
 
+import argparse
 import difflib
 import json
 import re
@@ -23,8 +24,13 @@ def new_parser(prog: str, description: str) -> ArgumentParser:
 
 def fail(message: object) -> NoReturn:
     """Print one line on standard error and exit with 2, as every command does on a user's mistake."""
-    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     sys.exit(2)
+
+
+def one_line(message: object) -> str:
+    """A message with its line breaks taken out."""
+    return " ".join(str(message).split())
 
 
 def read(parser: ArgumentParser, argv: Sequence[str], lists: Sequence[str] = ()) -> Namespace:
@@ -38,7 +44,7 @@ def read(parser: ArgumentParser, argv: Sequence[str], lists: Sequence[str] = ())
     except Exception as error:  # jsonargparse raises ArgumentError, NSKeyError, TypeError, yaml errors ...
         if isinstance(error, (KeyboardInterrupt, MemoryError)):
             raise
-        fail(_explained(str(error), parser))
+        fail(_explained(str(error), _subparser(parser, argv)))
 
 
 def run(main: Callable[[], Any]) -> None:
@@ -58,17 +64,25 @@ def _underscored(argument: str) -> str:
 
 def _fold_lists(argv: list[str], lists: Sequence[str]) -> list[str]:
     folded: list[str] = []
+    places: dict[str, int] = {}  # of the items of an option given before
     i = 0
     while i < len(argv):
-        folded.append(argv[i])
+        option = argv[i]
+        folded.append(option)
         i += 1
-        if folded[-1] in lists:
+        if option in lists:
             items = []
             while i < len(argv) and not argv[i].startswith("--"):
                 items.append(argv[i])
                 i += 1
-            written_as_list = len(items) == 1 and items[0].startswith("[")
-            folded.append(items[0] if written_as_list else json.dumps(items))
+            if len(items) == 1 and items[0].startswith("["):
+                folded.append(items[0])
+            elif option in places:  # given twice: one longer list
+                folded.pop()
+                folded[places[option]] = json.dumps(json.loads(folded[places[option]]) + items)
+            else:
+                places[option] = len(folded)
+                folded.append(json.dumps(items))
     return folded
 
 
@@ -76,7 +90,7 @@ def _explained(message: str, parser: ArgumentParser) -> str:
     """The library's message with the valid names added when a name was not one of them."""
     unknown = re.search(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'", message)
     if not unknown:
-        return message + ". `--help` explains every field"
+        return message.rstrip(". ") + ". `--help` explains every field"
     bad = unknown[1] or unknown[2]
     group = re.search(r"Group '([\w.]+)' does not accept", message)
     full = f"{group[1]}.{bad}" if group else bad
@@ -91,5 +105,14 @@ def _explained(message: str, parser: ArgumentParser) -> str:
     )
 
 
+def _subparser(parser: ArgumentParser, argv: Sequence[str]) -> ArgumentParser:
+    """The parser of the subcommand that `argv` names, or `parser` itself."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction) and argv and argv[0] in action.choices:
+            return action.choices[argv[0]]
+    return parser
+
+
 def _option_strings(parser: ArgumentParser) -> set[str]:
-    return {o for action in parser._actions for o in action.option_strings if o.startswith("--") and "+" not in o}
+    names = {o for action in parser._actions for o in action.option_strings if o.startswith("--") and "+" not in o}
+    return names - {"--print_shtab"}

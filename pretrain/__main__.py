@@ -9,7 +9,7 @@ from accelerate import PartialState
 
 from augment import ViewError
 from data_shards.errors import PackError, ShardError
-from launch.cli import fail
+from launch.cli import one_line
 from pretrain.backbones import BackboneError
 from pretrain.checkpoint import CheckpointError
 from pretrain.command_line import read_command_line
@@ -26,14 +26,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Accelerate starts several CPU processes as one group only if it is told that there is no accelerator.
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available()
     state = PartialState(cpu=on_cpu)
+    run = Run(config, resume, state)
     try:
-        Run(config, resume, state).execute()
-    except MISTAKES as error:
-        if state.is_main_process:
-            fail(error)
-        sys.exit(2)
-    finally:
-        state.destroy_process_group()
+        run.execute()
+    except (*MISTAKES, OSError) as error:
+        # Before training every process meets the same mistake, and the first one tells it.
+        if state.is_main_process or run.training:
+            print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(2)  # an orderly end would wait for processes that may be waiting for this one
+    state.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def check_view_size(backbone: Backbone, name: str, size: tuple[int, int]) -> Non
         reason = " ".join(str(error).split())[:160]
         raise BackboneError(
             f"backbone '{name}' cannot take views of {size[0]}x{size[1]} px ({reason}); "
-            "use larger sizes (a multiple of 32, or of 16 for a ViT) in views.global_size and views.local_size"
+            "use larger views: a multiple of 32, or of 16 for a ViT"
         ) from error
     finally:
         backbone.train(training)

@@ -1,5 +1,6 @@
 """The stream of samples as batches of views, one for each step: position = step x global batch."""
 
+import signal
 from collections.abc import Iterator
 from functools import partial
 from typing import cast
@@ -10,22 +11,28 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from augment.views import MultiCrop
-from data_shards.stream import Address, Stream
+from augment import MultiCrop, ViewError
+from data_shards.stream import Address, ShardError, Stream
 from pretrain.config import Config
 
 
-class ViewDataset(Dataset[list[np.ndarray]]):
-    """Address -> the views of that sample, uint8 [H, W] each; seeded from (seed, epoch, source, sample)."""
+class ViewDataset(Dataset[list[np.ndarray] | ValueError]):
+    """Address -> the views of that sample, uint8 [H, W] each; seeded from (seed, epoch, source, sample).
+
+    A sample that cannot be read comes back as its error: raised in a worker, it would reach the user as a traceback.
+    """
 
     def __init__(self, stream: Stream, multi_crop: MultiCrop, seed: int) -> None:
         self.stream = stream
         self.multi_crop = multi_crop
         self.seed = seed
 
-    def __getitem__(self, address: Address) -> list[np.ndarray]:
+    def __getitem__(self, address: Address) -> list[np.ndarray] | ValueError:
         key = (self.seed, address.epoch, address.source, address.index)
-        return self.multi_crop(self.stream.image(address), key)
+        try:
+            return self.multi_crop(self.stream.image(address), key)
+        except (ShardError, ViewError) as error:
+            return error
 
 
 class StepSampler(Sampler[list[Address]]):
@@ -50,32 +57,49 @@ class StepSampler(Sampler[list[Address]]):
             yield self.stream.addresses(step * self.batch_size + self.rank * share, share)
 
 
-def stack_views(samples: list[list[np.ndarray]], global_count: int) -> list[Tensor]:
-    """B samples of V views -> one uint8 tensor [views x B, 1, H, W] per crop size, view-major, global views first."""
-    views = [torch.from_numpy(np.stack(view)) for view in zip(*samples, strict=True)]
+def stack_views(samples: list[list[np.ndarray] | ValueError], global_count: int) -> list[Tensor] | ValueError:
+    """B samples of V views -> one uint8 tensor [views x B, 1, H, W] per crop size, view-major, global views first.
+
+    If a sample is an error, so is the batch.
+    """
+    readable: list[list[np.ndarray]] = []
+    for sample in samples:
+        if isinstance(sample, ValueError):
+            return sample
+        readable.append(sample)
+    views = [torch.from_numpy(np.stack(view)) for view in zip(*readable, strict=True)]
     groups = [views[:global_count], views[global_count:]]
     return [torch.cat(group).unsqueeze(1) for group in groups if group]
 
 
-def _single_threaded(_worker: int) -> None:
+def _start_worker(_worker: int) -> None:
+    # A TERM to the whole process group asks the run to stop, not its workers to die; they end with their parent.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)  # the workers themselves are the parallelism
     torch.set_num_threads(1)
 
 
 def view_batches(
     config: Config, stream: Stream, start: int, end: int, rank: int = 0, ranks: int = 1, pin_memory: bool = False
-) -> DataLoader[list[Tensor]]:
-    """The loader of steps `start` to `end`; its only state is the step, so resuming costs nothing."""
-    loader = DataLoader(
-        ViewDataset(stream, MultiCrop(config.views), config.seed),
+) -> Iterator[list[Tensor]]:
+    """The batches of steps `start` to `end`; the only state is the step, so resuming costs nothing.
+
+    Raises ShardError or ViewError for a sample that cannot be read.
+    """
+    loader: DataLoader[list[Tensor] | ValueError] = DataLoader(
+        cast(Dataset, ViewDataset(stream, MultiCrop(config.views), config.seed)),
         batch_sampler=cast(Sampler, StepSampler(stream, config.data.batch_size, start, end, rank, ranks)),
         num_workers=config.data.workers,
         collate_fn=partial(stack_views, global_count=config.views.global_count),
-        worker_init_fn=_single_threaded,
+        worker_init_fn=_start_worker,
         pin_memory=pin_memory,
         prefetch_factor=4 if config.data.workers else None,
     )
-    return cast("DataLoader[list[Tensor]]", loader)
+    for batch in loader:
+        if isinstance(batch, ValueError):
+            raise batch
+        yield batch
 
 
 def normalised(views: Tensor, mean: float, std: float) -> Tensor:

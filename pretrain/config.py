@@ -5,6 +5,7 @@ The library underneath is jsonargparse: a YAML recipe, then dotted overrides fro
 
 import math
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Literal
 
 from augment.config import ViewConfig
@@ -90,6 +91,8 @@ class EvalConfig:
     """k of k-NN: 10, as in the figures on real crops that this project is measured against."""
     folds: int = 5
     """Patient-disjoint folds: each fold's crops are classified by the crops of the other patients."""
+    bank: int = 10000
+    """Labelled training crops that serve as neighbours beside the other folds; 0 for none. 10,000 embed in seconds."""
     batch_size: int = 64
     """Crops embedded at a time; changes memory and speed only."""
 
@@ -134,26 +137,59 @@ class Config:
         """Steps of the run over `samples` crops. Raises ConfigError unless exactly one length is given."""
         if (self.steps is None) == (self.epochs is None):
             raise ConfigError("the length of the run is not clear: give either --steps N or --epochs N")
-        steps = self.steps if self.steps is not None else math.ceil((self.epochs or 0) * samples / self.data.batch_size)
-        if steps < 1:
-            raise ConfigError(f"the run would have {steps} steps; give --steps or --epochs above zero")
-        return steps
+        return self.steps if self.steps is not None else math.ceil((self.epochs or 0) * samples / self.data.batch_size)
 
     def check(self, processes: int) -> None:
-        """Raise ConfigError for a global batch that does not divide over `processes`, and other impossible values."""
+        """Raise ConfigError for a global batch that does not divide over `processes`, and for impossible values."""
+        for name, (low, high) in LIMITS.items():
+            value = attrgetter(name)(self)
+            if value is not None and not low <= value <= high:
+                raise ConfigError(f"{name} is {value}; give --{name} a value from {low:g} to {high:g}")
+        if self.views.global_count + self.views.local_count < 2:
+            raise ConfigError("a single view has no other to predict; give --views.global_count 2 or local views")
         batch = self.data.batch_size
-        if batch < 1 or batch % processes:
-            fits = max(processes, batch - batch % processes)
+        if batch % processes or batch < 2 * processes:  # BatchNorm needs two crops a process
+            fits = max(2 * processes, batch - batch % processes)
             raise ConfigError(
-                f"a global batch of {batch} crops does not divide over {processes} processes; "
+                f"a global batch of {batch} crops does not divide over {processes} processes with at least 2 for each; "
                 f"use --data.batch_size {fits} or {fits + processes}"
             )
-        if batch // processes < 2:
-            raise ConfigError(f"{batch // processes} crop a process leaves BatchNorm no batch; use at least 2")
-        if self.checkpoint_every < 1 or self.keep < 1:
-            raise ConfigError("checkpoint_every and keep must be at least 1")
-        if self.std <= 0:
-            raise ConfigError(f"std is {self.std}; pixels are divided by it, so it must be above 0")
+
+
+LIMITS: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**32 - 1),
+    "steps": (1, math.inf),
+    "epochs": (1e-9, math.inf),
+    "checkpoint_every": (1, math.inf),
+    "keep": (1, math.inf),
+    "std": (1e-6, math.inf),
+    "data.batch_size": (1, math.inf),
+    "data.workers": (0, 4096),
+    "data.shard_group": (1, math.inf),
+    "data.phantom_patients": (0, math.inf),
+    "data.phantom_views": (1, math.inf),
+    "data.phantom_holdout": (0, 0.9),
+    "method.prototypes": (2, math.inf),
+    "method.student_temperature": (1e-6, math.inf),
+    "method.teacher_temperature": (1e-6, math.inf),
+    "method.teacher_temperature_start": (1e-6, math.inf),
+    "method.teacher_temperature_warmup": (0, 1),
+    "method.ema_start": (0, 1),
+    "method.ema_end": (0, 1),
+    "method.center_momentum": (0, 1),
+    "method.freeze_last_layer": (0, 1),
+    "optim.lr": (0, math.inf),
+    "optim.lr_end": (0, math.inf),
+    "optim.warmup": (0, 1),
+    "optim.weight_decay": (0, math.inf),
+    "optim.weight_decay_end": (0, math.inf),
+    "optim.clip": (1e-9, math.inf),
+    "eval.neighbours": (1, math.inf),
+    "eval.folds": (2, math.inf),
+    "eval.bank": (0, math.inf),
+    "eval.batch_size": (1, math.inf),
+}
+"""Smallest and largest value of each number."""
 
 
 def parsed_shards(entries: list[str]) -> tuple[list[str], list[float] | None]:

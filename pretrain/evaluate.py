@@ -19,7 +19,7 @@ class EvaluationError(ValueError):
 
 
 class LabelledCrops(NamedTuple):
-    """Crops with their labels: images uint8 [N, H, W] at the input size, pixels [N, 576], sizes [N, 2] in px."""
+    """Crops with a label: images uint8 [N, H, W] at the input size, pixels [N, 576], sizes [N, 2] in px."""
 
     images: np.ndarray
     pixels: np.ndarray
@@ -28,12 +28,18 @@ class LabelledCrops(NamedTuple):
     patients: np.ndarray
 
 
-def load_labelled(sets: Sequence[ShardSet], label: str, size: tuple[int, int]) -> LabelledCrops:
-    """Read every crop that carries `label`, resized to `size` (H, W). Raises EvaluationError when none does."""
+def load_labelled(
+    sets: Sequence[ShardSet], label: str, size: tuple[int, int], limit: int | None = None
+) -> LabelledCrops:
+    """Read the crops that carry `label`, resized to `size` (H, W); of larger sets, `limit` spread evenly over them.
+
+    Raises EvaluationError when no crop carries it.
+    """
     check_label(sets, label)
+    stride = 1 if limit is None else -(-sum(map(len, sets)) // limit)
     images, pixels, sizes, labels, patients = [], [], [], [], []
     for shards in sets:
-        for i in range(len(shards)):
+        for i in range(0, len(shards), stride):
             meta = shards.meta(i)
             if meta.get(label) is None:
                 continue
@@ -46,9 +52,19 @@ def load_labelled(sets: Sequence[ShardSet], label: str, size: tuple[int, int]) -
     return LabelledCrops(*(np.array(column) for column in (images, pixels, sizes, labels, patients)))
 
 
+def joined(one: LabelledCrops, other: LabelledCrops) -> LabelledCrops:
+    """The crops of both, in order."""
+    return LabelledCrops(*(np.concatenate(columns) for columns in zip(one, other, strict=True)))
+
+
+def carries_label(sets: Sequence[ShardSet], label: str) -> bool:
+    """Whether any of the first crops of these sets has `label`."""
+    return any(shards.meta(i).get(label) is not None for shards in sets for i in range(min(len(shards), 100)))
+
+
 def check_label(sets: Sequence[ShardSet], label: str) -> None:
     """Raise EvaluationError, before hours of training, if none of the first crops of any set carries `label`."""
-    if not any(shards.meta(i).get(label) is not None for shards in sets for i in range(min(len(shards), 100))):
+    if not carries_label(sets, label):
         fields = sorted({field for shards in sets for field in shards.meta(0)})
         raise EvaluationError(
             f"no crop carries the label '{label}' in {', '.join(str(s.path) for s in sets)}; "
@@ -81,7 +97,8 @@ def calibrate_batchnorm(backbone: nn.Module, images: np.ndarray, mean: float, st
         norm.momentum = None  # a plain average over the batches
     backbone.train()
     device = next(backbone.parameters()).device
-    for i in range(0, len(images) - batch_size + 1, batch_size):
+    batch_size = min(batch_size, len(images))
+    for i in range(0, len(images) - batch_size + 1, batch_size):  # whole batches, so that each weighs the same
         backbone(normalised(torch.from_numpy(images[i : i + batch_size]).unsqueeze(1).to(device), mean, std))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
@@ -114,21 +131,32 @@ def patient_folds(patients: np.ndarray, folds: int, seed: int = 0) -> np.ndarray
     unique, codes = np.unique(patients, return_inverse=True)
     if len(unique) < 2:
         raise EvaluationError(
-            "k-NN needs crops of at least two patients; pack more, or tell --patient how to read them"
+            "patient-disjoint scores need crops of at least two patients; pack more, or tell --patient how to read them"
         )
     return (np.random.default_rng(seed).permutation(len(unique)) % min(folds, len(unique)))[codes]
 
 
 def knn_over_folds(
-    features: np.ndarray, labels: np.ndarray, patients: np.ndarray, neighbours: int = 10, folds: int = 5
+    features: np.ndarray,
+    labels: np.ndarray,
+    patients: np.ndarray,
+    neighbours: int = 10,
+    folds: int = 5,
+    scored: np.ndarray | None = None,
 ) -> float:
-    """Balanced accuracy of k-NN when each fold's crops are classified by the crops of the other folds' patients."""
-    fold = patient_folds(patients, folds)
-    predicted = np.empty_like(labels)
+    """Balanced accuracy of k-NN when each fold's crops are classified by the crops of all other patients.
+
+    features [N, C], labels and patients [N]; with a mask `scored` [N] only those crops are classified, in folds of
+    their patients, and the others serve as neighbours.
+    """
+    queries = np.arange(len(labels)) if scored is None else np.flatnonzero(scored)
+    fold = patient_folds(patients[queries], folds)
+    predicted = np.empty_like(labels[queries])
     for f in np.unique(fold):
-        test = fold == f
-        predicted[test] = knn_predict(features[~test], labels[~test], features[test], neighbours)
-    return balanced_accuracy(labels, predicted)
+        test = queries[fold == f]
+        bank = ~np.isin(patients, patients[test])
+        predicted[fold == f] = knn_predict(features[bank], labels[bank], features[test], neighbours)
+    return balanced_accuracy(labels[queries], predicted)
 
 
 def unit(features: np.ndarray) -> np.ndarray:
@@ -148,9 +176,12 @@ def size_features(sizes: np.ndarray) -> np.ndarray:
 
 
 def knn_scores(
-    crops: LabelledCrops, before: np.ndarray, after: np.ndarray, label: str, neighbours: int, folds: int
+    crops: LabelledCrops, scored: np.ndarray, before: np.ndarray, after: np.ndarray, neighbours: int, folds: int
 ) -> dict[str, Any]:
-    """`{"label", "before", "after", "pixels", "size"}`: balanced accuracies on the same folds."""
+    """Balanced accuracies of features `before` and `after` training [N, C], raw `pixels` and `size`, on the same folds.
+
+    Only the crops of the mask `scored` [N] are classified (see knn_over_folds).
+    """
     features = {
         "before": unit(before),
         "after": unit(after),
@@ -158,14 +189,13 @@ def knn_scores(
         "size": size_features(crops.sizes),
     }
     scores = {
-        name: round(knn_over_folds(f, crops.labels, crops.patients, neighbours, folds), 4)
+        name: round(knn_over_folds(f, crops.labels, crops.patients, neighbours, folds, scored), 4)
         for name, f in features.items()
     }
-    return {
-        "label": label,
-        **scores,
-        "classes": len(np.unique(crops.labels)),
-        "crops": len(crops.labels),
-        "patients": len(np.unique(crops.patients)),
+    return scores | {
+        "classes": len(np.unique(crops.labels[scored])),
+        "crops": int(scored.sum()),
+        "patients": len(np.unique(crops.patients[scored])),
+        "bank_crops": len(crops.labels),
         "neighbours": neighbours,
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 from augment import RESIZE_RULE
 from data_shards.stream import ShardSet
-from pretrain.backbones import RELEASED, build_backbone
+from pretrain.backbones import RELEASED
 from pretrain.checkpoint import replace_atomically
 from pretrain.config import Config
 
@@ -19,6 +19,8 @@ def weights_facts(
     config: Config,
     sets: list[ShardSet],
     weights: list[float] | None,
+    features: int,
+    precision: str,
     step: int,
     total: int,
     scores: dict[str, Any],
@@ -31,7 +33,7 @@ def weights_facts(
         "weights_of": "teacher",
         "backbone": config.backbone,
         "timm_name": release.timm_name if release else config.backbone,
-        "features": build_backbone(config.backbone).num_features,
+        "features": features,
         "head": {"out_dim": config.method.prototypes, "hidden_dim": 256, "bottleneck_dim": 256, "nlayers": 3},
         "input": {
             "channels": 1,
@@ -54,7 +56,7 @@ def weights_facts(
             }
             for i, s in enumerate(sets)
         ],
-        "settings": _without_places(dataclasses.asdict(config)),
+        "settings": _without_places(dataclasses.asdict(config)) | {"precision": precision},
         "monitors": monitors,
         "scores": scores,
     }

@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from pretrain.checkpoint import replace_atomically
 from pretrain.run_folder import RunFolder, read_metrics
 
 CURVES = (
@@ -33,7 +34,7 @@ def draw_curves(metrics: list[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.25)
         if name == "lr":
             axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    figure.savefig(path, dpi=110)
+    replace_atomically(path, lambda file: figure.savefig(file, dpi=110, format="png"))
 
 
 def summary_rows(metrics: list[dict[str, Any]], scores: dict[str, Any], prototypes: int) -> list[tuple[str, str]]:
@@ -59,7 +60,7 @@ def summary_rows(metrics: list[dict[str, Any]], scores: dict[str, Any], prototyp
             "",
             f"{knn['pixels']:.3f} from raw pixels, {knn['size']:.3f} from size, {1 / knn['classes']:.3f} by chance",
         ),
-        ("", f"balanced accuracy, {knn['crops']} crops of {knn['patients']} held-out patients, patient-disjoint folds"),
+        ("", f"balanced accuracy, {knn['crops']} crops of {knn['patients']} patients, neighbours from other patients"),
     ]
     return rows
 
@@ -91,7 +92,7 @@ pre {{ background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: 13px }}
 <h2>Settings</h2><pre>{html.escape(json.dumps(settings, indent=2))}</pre>
 </html>
 """
-    run.report.write_text(page, encoding="utf-8")
+    replace_atomically(run.report, lambda file: file.write(page.encode()))
 
 
 def _picture(path: Path, description: str) -> str:

@@ -1,12 +1,13 @@
 """The order of a run: folder, data, training, checkpoints, scores, report."""
 
-import signal
+import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
+import numpy as np
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
@@ -16,15 +17,20 @@ from augment.preview import draw_views
 from data_shards.pack import PackConfig, pack
 from data_shards.phantom import write_archive
 from data_shards.stream import ShardSet, Stream
-from pretrain.checkpoint import load_resume, save_combined, save_resume
+from pretrain.checkpoint import load_resume, replace_atomically, save_combined, save_resume
 from pretrain.config import Config, ConfigError, parsed_shards
-from pretrain.evaluate import calibrate_batchnorm, check_label, embed, knn_scores, load_labelled
+from pretrain.evaluate import calibrate_batchnorm, carries_label, check_label, embed, joined, knn_scores, load_labelled
 from pretrain.facts import weights_facts, write_facts
 from pretrain.precision import resolve_precision
 from pretrain.report import format_summary, summary_rows, write_report
-from pretrain.run_folder import MetricsLog, RunFolder, read_metrics
+from pretrain.run_folder import MetricsLog, RunFolder, flat, read_metrics
+from pretrain.stop import StopSignals
 from pretrain.trainer import DivergedError, Trainer, build_networks
 
+T = TypeVar("T")
+
+# A change of these, or of eval.*, changes nothing that training computes; data sets are told apart by checksum.
+HARMLESS = ("out", "checkpoint_every", "keep", "precision", "data.workers", "data.shards")
 PHANTOM_KEY = b"phantom radiographs identify nobody"  # a fixed key, so that a seed gives the same shards everywhere
 
 
@@ -36,6 +42,7 @@ class Run:
         self.resume = resume
         self.state = state
         self.main = state.is_main_process
+        self.training = False
         self.folder = RunFolder(config.out)
         self.say: Callable[[str], None] = print if self.main else (lambda _: None)
 
@@ -43,102 +50,133 @@ class Run:
         """Train to the end or to a stop. Raises the rooms' errors for a user's mistakes, before any work if it can."""
         config = self.config
         config.check(self.state.num_processes)
-        if self._is_finished():
-            return
-        precision = resolve_precision(config.precision, self.state.device)
+        self.precision = resolve_precision(config.precision, self.state.device)
         self.say(
             f"{config.backbone} on {self.state.num_processes} x {self.state.device.type}, "
-            f"precision {precision.mixed.replace('no', 'fp32')} ({precision.why})"
+            f"precision {self.precision.mixed.replace('no', 'fp32')} ({self.precision.why})"
         )
-        self.sets, self.weights = self._open_data()
+        paths, self.weights = parsed_shards(config.data.shards)
+        self.sets = [ShardSet(path) for path in paths]
+        self._on_main(self._open_folder)
+        if not paths:
+            self.sets = [ShardSet(self._on_main(self._phantom_shards))]
         self.eval_sets = self._open_labelled()
         stream = Stream(self.sets, self.weights, config.seed, config.data.shard_group)
         on_cpu = self.state.device.type == "cpu"
-        self.trainer = Trainer(config, Accelerator(cpu=on_cpu, mixed_precision=precision.mixed), stream)
+        self.trainer = Trainer(config, Accelerator(cpu=on_cpu, mixed_precision=self.precision.mixed), stream)
         self._restore()
+        if self._on_main(lambda: self.folder.read_state().get("state")) == "finished":
+            self.say(f"the run in {self.folder.path} is finished: see {self.folder.report}; --resume never starts anew")
+            return
         epochs = self.trainer.total * config.data.batch_size / len(stream)
         self.say(
             f"{len(stream)} crops, {self.trainer.total} steps of {config.data.batch_size} crops ({epochs:.1f} epochs), "
             f"run folder {self.folder.path}"
         )
-        if self.main:
-            self.folder.write_config(config)
-            self._draw_views()
+        self._on_main(self._begin)
+        self.training = True  # from here on an error may be one rank's own
         if self._train() and self.main:
             self._finish()
         self.state.wait_for_everyone()
 
-    def _is_finished(self) -> bool:
-        """Make or find the run folder; True if it holds a finished run, which is then left alone."""
-        folder, finished = self.folder, False
+    def _on_main(self, work: Callable[[], T]) -> T:
+        """What `work` returns on the main process, on every process; a mistake found there ends them all."""
+        outcome: list[Any] = [None, None]
         if self.main:
-            if self.resume == "never" and (aside := folder.move_aside()):
-                self.say(f"moved the old run to {aside}")
-            folder.create()
-            folder.refuse_changed(self.config)
-            folder.stop.unlink(missing_ok=True)
-            finished = folder.read_state().get("state") == "finished"
-            if finished:
-                self.say(f"the run in {folder.path} is finished: see {folder.report}; --resume never starts anew")
-        return bool(_from_main(finished))
+            try:
+                outcome[0] = work()
+            except (ValueError, OSError) as error:
+                outcome[1] = error
+        value, mistake = broadcast_object_list(outcome)
+        if mistake:
+            raise mistake
+        return value
 
-    def _open_data(self) -> tuple[list[ShardSet], list[float] | None]:
-        paths, weights = parsed_shards(self.config.data.shards)
-        if not paths:
-            if not self.config.data.phantom_patients:
-                raise ConfigError(
-                    "no shards given: --data.shards PATH ..., made with `python -m data_shards pack` "
-                    "(or --data.phantom_patients 300 for phantoms)"
-                )
-            paths = [str(self._phantom_shards())]
-        return [ShardSet(path) for path in paths], weights
+    def _open_folder(self) -> None:
+        folder = self.folder
+        if self.resume == "never" and (aside := folder.move_aside()):
+            self.say(f"moved the old run to {aside}")
+        folder.create()
+        folder.lock()
+
+    def _begin(self) -> None:
+        self.folder.write_config(self.config)
+        self.folder.stop.unlink(missing_ok=True)
+        if not self.folder.views.exists():
+            self._draw_views()
 
     def _phantom_shards(self) -> Path:
-        """Render phantom radiographs and pack them as any archive, once; every process gets the folder."""
+        """Render phantom radiographs and pack them as any archive, once; the shard folder."""
         config, data = self.config, self.config.data
-        name = f"seed-{config.seed}-{data.phantom_patients}x{data.phantom_views}"
-        shards = self.folder.phantom / name
-        if self.main and not (shards / "manifest.json").exists():
-            archive = self.folder.phantom / f"{name}.zip"
-            archive.parent.mkdir(parents=True, exist_ok=True)
-            self.say(f"rendering {data.phantom_patients} phantom patients x {data.phantom_views} radiographs")
-            # In this process: a spawned worker would import torch for longer than it renders.
-            write_archive(archive, patients=data.phantom_patients, seed=config.seed, views=data.phantom_views)
-            settings = PackConfig(
-                sources=[str(archive)],
-                out=shards,
-                patient=r"(p\d+)-",
-                holdout=data.phantom_holdout,
-                key=PHANTOM_KEY,
-                quiet=True,
+        if not data.phantom_patients:
+            raise ConfigError(
+                "no shards given: --data.shards PATH ..., made with `python -m data_shards pack` "
+                "(or --data.phantom_patients 300 for phantoms)"
             )
-            manifest = pack(settings)
-            self.say(f"packed {manifest['ledgers']['boxes']['used']} tooth crops into {shards}")
-        self.state.wait_for_everyone()
+        name = f"seed-{config.seed}-{data.phantom_patients}x{data.phantom_views}-{data.phantom_holdout:g}"
+        shards = self.folder.phantom / name
+        if (shards / "manifest.json").exists():
+            return shards
+        archive = self.folder.phantom / f"{name}.zip"
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        self.say(f"rendering {data.phantom_patients} phantom patients x {data.phantom_views} radiographs")
+        # In this process: a spawned worker would import torch for longer than it renders.
+        write_archive(archive, patients=data.phantom_patients, seed=config.seed, views=data.phantom_views)
+        settings = PackConfig(
+            sources=[str(archive)],
+            out=shards,
+            patient=r"(p\d+)-",
+            holdout=data.phantom_holdout,
+            key=PHANTOM_KEY,
+            quiet=True,
+        )
+        manifest = pack(settings)
+        self.say(f"packed {manifest['ledgers']['boxes']['used']} tooth crops into {shards}")
         return shards
 
     def _open_labelled(self) -> list[ShardSet]:
-        """The shard sets k-NN is measured on: those named, else the holdouts beside the training sets, else none."""
-        holdouts = [shards.path / "holdout" for shards in self.sets]
-        paths = self.config.eval.shards or [str(path) for path in holdouts if path.is_dir()]
-        sets = [ShardSet(path) for path in paths]
-        if sets:
-            check_label(sets, self.config.eval.label)
+        """The shard sets k-NN is measured on: those named, else the labelled holdouts beside the training sets."""
+        label = self.config.eval.label
+        if self.config.eval.shards:
+            sets = [ShardSet(path) for path in self.config.eval.shards]
+            check_label(sets, label)
+            return sets
+        sets = [ShardSet(path) for path in (shards.path / "holdout" for shards in self.sets) if path.is_dir()]
+        if sets and not carries_label(sets, label):
+            self.say(f"no k-NN at the end: the holdout has no label '{label}' (see --eval.label)")
+            return []
         return sets
 
+    def _identity(self) -> str:
+        """All that the run computes from, as JSON: settings, arithmetic, and the data by checksum."""
+        settings = flat(json.loads(json.dumps(dataclasses.asdict(self.config))))
+        kept = {k: v for k, v in settings.items() if k not in HARMLESS and not k.startswith("eval.")}
+        data = [shards.manifest.get("index", {}).get("sha256", len(shards)) for shards in self.sets]
+        return json.dumps(kept | {"precision": self.precision.mixed, "data": data, "data.weights": self.weights})
+
     def _restore(self) -> None:
-        """Load the checkpoint to continue from, the same one on every rank."""
-        path: Path | None = None
+        """Load the checkpoint to continue from, the same one on every rank; refuse one of another run."""
+        path = self._on_main(self._checkpoint)
+        if path is None:
+            return
+        state = load_resume(path)
+        old, new = json.loads(state.pop("identity", "{}")), json.loads(self._identity())
+        changed = [f"{k} was {old.get(k)}, now {new.get(k)}" for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
+        if changed:
+            raise ConfigError(
+                f"{path} is of a run with other settings ({'; '.join(changed)}); give those again, or another --out, "
+                "or --resume never to move the old run aside"
+            )
+        self.trainer.load_state_dict(state)
+        self.say(f"continuing from step {self.trainer.step}")
+
+    def _checkpoint(self) -> Path | None:
         if self.resume not in ("auto", "never"):
-            path = Path(self.resume)
-        elif self.main:
-            path, warnings = self.folder.latest()
-            for warning in warnings:
-                self.say(f"warning: {warning}")
-        path = _from_main(path)
-        if path is not None:
-            self.trainer.load_state_dict(load_resume(path))
-            self.say(f"continuing from step {self.trainer.step}")
+            return Path(self.resume)
+        path, warnings = self.folder.latest()
+        for warning in warnings:
+            self.say(f"warning: {warning}")
+        return path
 
     def _train(self) -> bool:
         """Train to the end or to a stop; True when the run is complete."""
@@ -147,6 +185,7 @@ class Run:
         bar = tqdm(total=trainer.total, initial=trainer.step, unit="step", disable=not self.main, dynamic_ncols=True)
 
         def log(line: dict[str, Any]) -> None:
+            self.last_line = line
             if metrics:
                 metrics.write(line)
             bar.set_postfix_str(f"loss {line['loss']:.3f}, {line['images_per_s']:.0f} crops/s", refresh=False)
@@ -158,12 +197,14 @@ class Run:
             self.state.wait_for_everyone()
 
         try:
-            with _StopSignals() as asked:
+            with StopSignals() as asked:
                 complete = trainer.run(log, save, lambda: asked.stop or folder.stop.exists())
-        except DivergedError as error:
+        except BaseException as error:
             if self.main:
                 folder.write_state("failed", trainer.step)
-            raise ConfigError(f"{error}; the last checkpoint is sound, lower --optim.lr and start anew") from error
+            if isinstance(error, DivergedError):
+                raise ConfigError(f"{error}; lower --optim.lr and start anew with --resume never") from error
+            raise
         finally:
             bar.close()
             if metrics:
@@ -177,25 +218,37 @@ class Run:
     def _save(self) -> None:
         """Resume checkpoint first, then the weights for users and their facts."""
         folder, trainer = self.folder, self.trainer
-        save_resume(folder.resume_file(trainer.step), trainer.state_dict())
+        save_resume(folder.resume_file(trainer.step), {**trainer.state_dict(), "identity": self._identity()})
         folder.prune(self.config.keep)
         save_combined(folder.weights, trainer.teacher.backbone, trainer.teacher.proj_head)
         self._write_facts({})
         folder.write_state("running", trainer.step)
 
     def _write_facts(self, scores: dict[str, Any]) -> dict[str, Any]:
-        last = read_metrics(self.folder.metrics)[-1]
-        monitors = {name: last[name] for name in ("loss", "loss_over_ln_k", "teacher_entropy")}
-        progress = self.trainer.step, self.trainer.total
-        facts = weights_facts(self.config, self.sets, self.weights, *progress, scores, monitors)
+        monitors = {name: self.last_line[name] for name in ("loss", "loss_over_ln_k", "teacher_entropy")}
+        facts = weights_facts(
+            self.config,
+            self.sets,
+            self.weights,
+            features=self.trainer.student.backbone.num_features,
+            precision=self.precision.mixed.replace("no", "fp32"),
+            step=self.trainer.step,
+            total=self.trainer.total,
+            scores=scores,
+            monitors=monitors,
+        )
         write_facts(self.folder.facts, facts)
         return facts
 
     def _finish(self) -> None:
         """Score the teacher, write facts, report and summary."""
+        lines = read_metrics(self.folder.metrics)
+        if not lines:
+            raise ConfigError(f"{self.resume} is at the last step of its run: nothing is left to do, give more --steps")
+        self.last_line = lines[-1]
         scores = {"knn": self._knn()} if self.eval_sets else {}
         facts = self._write_facts(scores)
-        rows = summary_rows(read_metrics(self.folder.metrics), scores, self.config.method.prototypes)
+        rows = summary_rows(lines, scores, self.config.method.prototypes)
         write_report(self.folder, rows, facts["settings"])
         self.folder.write_state("finished", self.trainer.step)
         self.say("\n" + format_summary(rows))
@@ -204,12 +257,19 @@ class Run:
     def _knn(self) -> dict[str, Any]:
         """k-NN of the teacher, of the random weights it began with, of raw pixels and of crop size."""
         config, evaluation = self.config, self.config.eval
-        crops = load_labelled(self.eval_sets, evaluation.label, config.views.global_size)
+        size, label = config.views.global_size, evaluation.label
+        crops = load_labelled(self.eval_sets, label, size)
+        held_out = len(crops.labels)
+        evaluated = {shards.path.resolve() for shards in self.eval_sets}
+        others = [shards for shards in self.sets if shards.path.resolve() not in evaluated]
+        if evaluation.bank and others and carries_label(others, label):
+            crops = joined(crops, load_labelled(others, label, size, evaluation.bank))
+        scored = np.arange(len(crops.labels)) < held_out
         arguments = crops.images, config.mean, config.std, evaluation.batch_size
         untrained = build_networks(config)[1].backbone.to(self.state.device)
         calibrate_batchnorm(untrained, *arguments)
         before, after = embed(untrained, *arguments), embed(self.trainer.teacher.backbone, *arguments)
-        return knn_scores(crops, before, after, evaluation.label, evaluation.neighbours, evaluation.folds)
+        return {"label": label, **knn_scores(crops, scored, before, after, evaluation.neighbours, evaluation.folds)}
 
     def _draw_views(self) -> None:
         """The first picture of a run: what the networks will see."""
@@ -217,31 +277,5 @@ class Run:
         chosen = [i * len(shards) // 4 for i in range(4)]
         keys = [(self.config.seed, 0, 0, i) for i in chosen]
         sheet = draw_views([shards.image(i) for i in chosen], MultiCrop(self.config.views), keys)
-        cv2.imwrite(str(self.folder.views), sheet[..., ::-1])
-
-
-class _StopSignals:
-    """While active, TERM, INT and USR1 ask for a stop at the next step; a second INT interrupts at once."""
-
-    def __init__(self) -> None:
-        self.stop = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_StopSignals":
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, _frame: FrameType | None) -> None:
-        if self.stop and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.stop = True
-
-
-def _from_main(value: Any) -> Any:
-    """The main process's value, on every process."""
-    return broadcast_object_list([value])[0]
+        encoded = cv2.imencode(".png", sheet[..., ::-1])[1].tobytes()
+        replace_atomically(self.folder.views, lambda file: file.write(encoded))

@@ -1,6 +1,7 @@
 """The files of one run: what is where, what a stopped run left, and the line a step."""
 
 import dataclasses
+import fcntl
 import json
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -9,9 +10,6 @@ import yaml
 
 from pretrain.checkpoint import CheckpointError, load_resume, replace_atomically, resume_files
 from pretrain.config import Config, ConfigError
-
-# A change of these changes nothing that the run computes.
-HARMLESS = ("out", "checkpoint_every", "keep", "data.workers", "eval")
 
 
 class RunFolder:
@@ -37,6 +35,17 @@ class RunFolder:
         if self.path.is_file() or (self.path.is_dir() and not self._is_run()):
             raise ConfigError(f"{self.path} exists and is not a run folder; give another --out")
         self.checkpoints.mkdir(parents=True, exist_ok=True)
+
+    def lock(self) -> None:
+        """Hold the folder until this process ends. Raises ConfigError if another process trains in it."""
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"another process is training in {self.path}; wait for it, stop it with `touch {self.stop}`, "
+                "or give another --out"
+            ) from None
 
     def _is_run(self) -> bool:
         return self.config.exists() or {p.name for p in self.path.iterdir()} <= {
@@ -67,25 +76,11 @@ class RunFolder:
         text = yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
         replace_atomically(self.config, lambda file: file.write(text.encode()))
 
-    def refuse_changed(self, config: Config) -> None:
-        """Raise ConfigError, naming old and new, if `config` would alter the run that the folder holds."""
-        if not (self.config.exists() and resume_files(self.checkpoints)):
-            return  # nothing of an earlier run to continue
-        old = _flat(yaml.safe_load(self.config.read_text()))
-        new = _flat(_plain(dataclasses.asdict(config)))
-        changed = [
-            f"{key} was {old.get(key)}, now {new.get(key)}"
-            for key in sorted({*old, *new})
-            if old.get(key) != new.get(key) and not any(key == h or key.startswith(h + ".") for h in HARMLESS)
-        ]
-        if changed:
-            raise ConfigError(
-                f"the run in {self.path} was started with other settings ({'; '.join(changed)}); "
-                "give them again, or another --out, or --resume never to move the old run aside"
-            )
-
     def latest(self) -> tuple[Path | None, list[str]]:
-        """The newest resume checkpoint that is whole, and a warning for each newer one that is not."""
+        """The newest resume checkpoint that is whole, and a warning for each newer one that is not.
+
+        Returns (None, []) before the first. Raises CheckpointError if there are some and none is whole.
+        """
         warnings: list[str] = []
         for path in resume_files(self.checkpoints):
             try:
@@ -93,7 +88,9 @@ class RunFolder:
                 return path, warnings
             except CheckpointError as error:
                 warnings.append(f"{error} (falling back to the one before)")
-        return None, warnings
+        if warnings:
+            raise CheckpointError(f"every checkpoint in {self.checkpoints} is damaged; --resume never starts anew")
+        return None, []
 
     def resume_file(self, step: int) -> Path:
         """The resume checkpoint after `step` steps."""
@@ -145,8 +142,9 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping under dotted names."""
+    joined: dict[str, Any] = {}
     for key, value in nested.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+        joined |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return joined

@@ -28,7 +28,7 @@ RANKME_EVERY = 10  # steps; one small SVD
 
 
 class DivergedError(ArithmeticError):
-    """The loss is no longer a number."""
+    """The gradient is no longer finite."""
 
 
 class Rates(NamedTuple):
@@ -101,6 +101,8 @@ class Trainer:
         if rates.last_layer_frozen:
             self.student.proj_head.last_layer.weight_v.grad = None
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), config.optim.clip)
+        if not torch.isfinite(gradient_norm):  # of all ranks' gradients, so all ranks stop, weights untouched
+            raise DivergedError(f"the gradient is {gradient_norm.item()} at step {self.step} (loss {loss.item()})")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -127,8 +129,6 @@ class Trainer:
             rates = rates_at(self.config, self.step, self.total)
             result = self.train_step(views, rates)
             loss, gradient_norm, teacher_entropy, student_entropy, center_norm = result["measured"].tolist()
-            if not math.isfinite(loss):
-                raise DivergedError(f"the loss is {loss} at step {self.step}")
             line = {
                 "step": self.step,
                 "samples_seen": (self.step + 1) * samples,
@@ -144,7 +144,6 @@ class Trainer:
                 line["rankme"] = rankme(result["features"])
             now = time.perf_counter()
             line |= {"images_per_s": samples / (now - began), "data_wait": waited / (now - began)}
-            began = now
             self.step += 1
             log(line)
             stopping = self._agreed(stop())
@@ -152,6 +151,7 @@ class Trainer:
                 save()
             if stopping:
                 break
+            began = time.perf_counter()
         return self.step == self.total
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,127 @@
+"""k-NN, folds and baselines against independent computations; the configuration's own checks."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.distance import cdist
+
+from pretrain.backbones import build_backbone
+from pretrain.config import Config, ConfigError, DataConfig, parsed_shards
+from pretrain.evaluate import (
+    balanced_accuracy,
+    calibrate_batchnorm,
+    embed,
+    knn_over_folds,
+    knn_predict,
+    patient_folds,
+    pixel_features,
+    size_features,
+    unit,
+)
+from pretrain.precision import resolve_precision
+
+
+def test_nearest_neighbours_are_those_of_scipy_by_cosine():
+    rng = np.random.default_rng(0)
+    bank, queries = rng.normal(size=(300, 16)), rng.normal(size=(80, 16))
+    labels = rng.integers(0, 5, 300).astype(str)
+    nearest = np.argsort(cdist(queries, bank, "cosine"), axis=1)[:, :9]
+    predicted = knn_predict(unit(bank), labels, unit(queries), 9)
+    for row, label in zip(nearest, predicted, strict=True):
+        names, counts = np.unique(labels[row], return_counts=True)
+        assert label in names[counts == counts.max()]
+
+
+def test_of_equal_votes_the_nearer_win():
+    bank = np.array([[1.0, 0.0], [0.0, 2.0]])
+    assert knn_predict(bank, np.array(["near", "a far one"]), np.zeros((1, 2)), 2).tolist() == ["near"]
+
+
+def test_balanced_accuracy_weighs_classes_alike():
+    truth = np.array(["a"] * 90 + ["b"] * 10)
+    assert balanced_accuracy(truth, np.full(100, "a")) == 0.5
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 30), min_size=2, max_size=200), st.integers(2, 8))
+def test_no_patient_is_in_two_folds(patients, folds):
+    patients = np.array(patients).astype(str)
+    if len(set(patients)) < 2:
+        with pytest.raises(ValueError, match="two patients"):
+            patient_folds(patients, folds)
+        return
+    fold = patient_folds(patients, folds)
+    assert all(len(set(fold[patients == p])) == 1 for p in set(patients))
+    assert len(set(fold)) == min(folds, len(set(patients)))
+
+
+def test_a_feature_that_only_names_the_patient_scores_chance():
+    """Were a patient's other crops among the neighbours, this would score 1."""
+    rng = np.random.default_rng(0)
+    patients = np.repeat(np.arange(100), 6)
+    labels = np.repeat(rng.integers(0, 4, 100), 6).astype(str)
+    one_hot = np.eye(100)[patients] + rng.normal(0, 1e-3, (600, 100))
+    assert knn_over_folds(one_hot, labels, patients.astype(str)) < 0.45
+
+
+def test_unscored_crops_are_neighbours_but_not_classified():
+    features = np.array([[0.0], [10.0], [0.1], [10.1]])
+    labels, patients = np.array(["a", "b", "a", "b"]), np.array(["p", "q", "r", "s"])
+    scored = np.array([False, False, True, True])
+    assert knn_over_folds(features, labels, patients, 1, 2, scored) == 1
+    assert knn_over_folds(features[scored], labels[scored], patients[scored], 1, 2) == 0
+
+
+def test_pixels_ignore_exposure_and_sizes_are_standardised():
+    pixels = np.random.default_rng(0).uniform(0, 100, (5, 50))
+    np.testing.assert_allclose(pixel_features(pixels), pixel_features(pixels * 2 + 7), atol=1e-5)
+    sizes = size_features(np.array([[10, 20], [30, 40], [50, 90]]))
+    np.testing.assert_allclose(sizes.std(0), 1)
+
+
+def test_calibrated_buffers_make_eval_equal_to_the_batch_statistics():
+    torch.manual_seed(0)
+    backbone = build_backbone("resnet10t")
+    images = np.random.default_rng(0).integers(0, 256, (32, 64, 48), dtype=np.uint8)
+    before = embed(backbone, images, 0.5, 0.25)
+    calibrate_batchnorm(backbone, images, 0.5, 0.25)
+    after = embed(backbone, images, 0.5, 0.25)
+    with torch.no_grad():
+        batch = backbone.train()((torch.tensor(images)[:, None] / 255 - 0.5) / 0.25).numpy()
+
+    def cosine(a, b):
+        return np.mean(np.sum(unit(a) * unit(b), axis=1))
+
+    assert cosine(after, batch) > 0.999
+    assert cosine(before, batch) < cosine(after, batch)
+    assert backbone.m.bn1.momentum == 0.1
+
+
+def test_shards_with_and_without_weights():
+    assert parsed_shards(["a", "b"]) == (["a", "b"], None)
+    assert parsed_shards(["x=y=2", "b=0.5"]) == (["x=y", "b"], [2.0, 0.5])
+    for bad in (["a=1", "b"], ["a=-1"], ["a=x"], ["a=nan"]):
+        with pytest.raises(ConfigError):
+            parsed_shards(bad)
+
+
+def test_length_is_steps_or_epochs():
+    assert Config(epochs=2, data=DataConfig(batch_size=64)).total_steps(100) == 4
+    assert Config(steps=7).total_steps(100) == 7
+    for config in (Config(), Config(steps=1, epochs=1), Config(steps=0)):
+        with pytest.raises(ConfigError):
+            config.total_steps(100)
+
+
+def test_precision_the_launcher_wins_unless_it_says_no(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert resolve_precision("bf16", cpu).mixed == "bf16"
+    assert resolve_precision("fp32", cpu).mixed == "no"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert resolve_precision("fp32", cpu) == ("bf16", "from the launcher")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(ConfigError, match="bf16 or no"):
+        resolve_precision("auto", cpu)
