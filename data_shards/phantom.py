@@ -37,10 +37,10 @@ __all__ = [
 CROP_ASPECT = 5 / 8
 """Width over height of every box: a detector's window, whose shape says nothing about the tooth."""
 
-LOOSE = (1.03, 1.25)
+LOOSE = (1.03, 1.3)
 """Height of a box over that of the film's teeth."""
 
-DRIFT = 0.08
+DRIFT = 0.09
 """Most by which a box is off its tooth's middle, share of its side; less where it would cut the tooth."""
 
 _NOISE_STREAM, _CROP_STREAM = 4, 5

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -192,12 +193,18 @@ MISTAKES = {
     "cut shard": (["--data.shards", "{cut}"], r"cut short"),
     "size too small": (["--backbone", "convnextv2", "--views.local_size", "[16,16]"], r"cannot take views of 16x16"),
     "odd size for the vit": (["--backbone", "vit", "--views.local_size", "[40,40]"], r"cannot take views of 40x40"),
-    "one crop a process": (["--data.batch_size", 1], r"BatchNorm"),
+    "one crop a process": (["--data.batch_size", 1], r"at least 2 for each; use --data\.batch_size 2 or 3"),
     "unknown field": (["--data.bach", 3], r"no field 'data\.bach'.*valid here: data\.batch_size"),
     "ill-typed field": (["--optim.lr", "fast"], r"optim\.lr.*Expected.*float"),
     "unknown recipe": (["--recipe", "huge"], r"no recipe 'huge'; valid: demo"),
     "unknown label": (["--eval.label", "age"], r"no crop carries the label 'age'"),
     "half weighted": (["--data.shards", "a=1", "b"], r"PATH=WEIGHT for all or none"),
+    "impossible value": (["--method.ema_start", 7], r"method\.ema_start is 7.*from 0 to 1"),
+    "no pairs": (["--views.global_count", 1, "--views.local_count", 0], r"no other to predict"),
+    "not a run folder": (["--out", "{empty}/.."], r"is not a run folder"),
+    "unwritable": (["--out", "/proc/run"], r"/proc/run"),
+    "diverging": (["--optim.lr", "1e30", "--steps", 6, "--optim.clip", "1e30"], r"the gradient is.*lower --optim\.lr"),
+    "corrupt crop": (["--data.shards", "{corrupt}"], r"sample \w+ in .* is corrupt"),
     "no length": (["--steps", "null"], r"either --steps N or --epochs N"),
 }
 
@@ -211,10 +218,12 @@ def test_a_mistake_is_one_line_and_exit_2(name, shards, tmp_path):
     for path in shards.glob("*.*"):
         content = path.read_bytes()
         (cut / path.name).write_bytes(content[: len(content) // 2] if path.suffix == ".tar" else content)
-    arguments = [str(a).format(empty=empty, cut=cut) for a in arguments]
+    corrupt = corrupted(shards, tmp_path / "corrupt")
+    arguments = [str(a).format(empty=empty, cut=cut, corrupt=corrupt) for a in arguments]
     given = [] if {"--data.shards", "--data.phantom_patients"} & set(arguments) else ["--data.shards", shards]
     recipe = [] if "--recipe" in arguments else ["--recipe", "smoke"]
-    process = start(PYTHON, *recipe, "--out", tmp_path / "run", *given, *arguments)
+    out = [] if "--out" in arguments else ["--out", tmp_path / "run"]
+    process = start(PYTHON, *recipe, *out, *given, *arguments)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2, errors
     assert "Traceback" not in errors
@@ -227,7 +236,8 @@ def test_a_batch_that_does_not_divide_is_refused(shards, tmp_path):
         LAUNCHED, "--recipe", "smoke", "--out", tmp_path / "r", "--data.shards", shards, "--data.batch_size", 15
     )
     _, errors = process.communicate(timeout=120)
-    assert "a global batch of 15 crops does not divide over 2 processes; use --data.batch_size 14 or 16" in errors
+    assert "a global batch of 15 crops does not divide over 2 processes" in errors
+    assert "use --data.batch_size 14 or 16" in errors
 
 
 def test_changed_settings_are_refused_by_name(shards, tmp_path):
@@ -235,6 +245,52 @@ def test_changed_settings_are_refused_by_name(shards, tmp_path):
     smoke(out, shards, "--steps", 2)
     printed = smoke(out, shards, "--steps", 2, "--optim.lr", 0.1, code=2)
     assert re.search(r"optim\.lr was 0\.0005, now 0\.1", printed)
+
+
+def test_a_corrupt_crop_is_told_by_the_process_that_read_it(shards, tmp_path):
+    corrupt = corrupted(shards, tmp_path / "corrupt")
+    process = start(LAUNCHED, "--recipe", "smoke", "--out", tmp_path / "r", "--data.shards", corrupt)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert re.search(r"^error: sample \w+ in .* is corrupt", errors, re.MULTILINE)
+    assert json.loads((tmp_path / "r" / "state.json").read_text())["state"] == "failed"
+
+
+def test_term_to_the_whole_process_group_stops_and_saves(shards, tmp_path):
+    out = tmp_path / "run"
+    process = start(PYTHON, "--recipe", "smoke", "--out", out, "--data.shards", shards, "--steps", 200)
+    wait_for(lambda: (out / "metrics.jsonl").exists() and len(complete_lines(out)) > 2, process)
+    with pytest.raises(AssertionError, match="another process is training"):
+        smoke(out, shards, "--steps", 200)
+    os.killpg(process.pid, signal.SIGTERM)
+    printed, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "stopped after step" in printed
+    assert json.loads((out / "state.json").read_text())["step"] == len(logged(out))
+
+
+def test_nothing_starts_over_when_every_checkpoint_is_damaged(shards, tmp_path):
+    out = tmp_path / "run"
+    smoke(out, shards, "--steps", 2)
+    for path in (out / "checkpoints").glob("*.pth"):
+        path.write_bytes(path.read_bytes()[:1000])
+    before = (out / "run.pth").read_bytes()
+    assert "every checkpoint in" in smoke(out, shards, "--steps", 2, code=2)
+    assert (out / "run.pth").read_bytes() == before
+
+
+def test_shards_packed_anew_are_another_run(shards, tmp_path):
+    out = tmp_path / "run"
+    smoke(out, shards, "--steps", 2)
+    assert "data was" in smoke(out, shards / "holdout", "--steps", 2, code=2)
+
+
+def test_sets_named_one_by_one_are_all_used_and_unlabelled_holdouts_do_not_stop_a_run(shards, tmp_path):
+    out = tmp_path / "both"
+    two = ["--data.shards", shards, "--data.shards", shards / "holdout"]
+    printed = smoke(out, None, "--steps", 1, *two, "--eval.label", "none_of_them")
+    assert "no k-NN at the end" in printed
+    assert len(json.loads((out / "both.json").read_text())["data"]) == 2
 
 
 def test_weighted_sets_train(shards, tmp_path):
@@ -254,6 +310,14 @@ def test_help_explains_every_field():
         assert words in printed
     assert "--recipe" in printed
     assert {p.stem for p in RECIPES.glob("*.yaml")} >= {"demo", "smoke"}
+
+
+def corrupted(shards: Path, folder: Path) -> Path:
+    """A copy of a shard folder in which every image's first bytes are overwritten, sizes unchanged."""
+    shutil.copytree(shards, folder)
+    for path in folder.glob("*.tar"):
+        path.write_bytes(path.read_bytes().replace(b"\x89PNG", b"oops"))
+    return folder
 
 
 def complete_lines(out: Path) -> list[str]:
