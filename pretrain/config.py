@@ -114,6 +114,9 @@ class Config:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the forward passes; weights, EMA and loss are always fp32. auto: bf16 where the device computes in
     it. A value other than `no` given to the launcher wins."""
+    threads: int | None = None
+    """CPU threads of each process. Left out: the machine's cores shared among its processes, since accelerate launch
+    would leave one. Runs are equal to the bit for equal threads only."""
     checkpoint_every: int = 100
     """Steps between checkpoints, each of which also rewrites <name>.pth."""
     keep: int = 3
@@ -160,6 +163,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
     "steps": (1, math.inf),
     "epochs": (1e-9, math.inf),
+    "threads": (1, 4096),
     "checkpoint_every": (1, math.inf),
     "keep": (1, math.inf),
     "std": (1e-6, math.inf),

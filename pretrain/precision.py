@@ -1,4 +1,4 @@
-"""Which arithmetic the forward passes use, and who decided it."""
+"""Which arithmetic and how many CPU threads a process uses, and who decided it."""
 
 import os
 from typing import NamedTuple
@@ -29,6 +29,12 @@ def resolve_precision(setting: str, device: torch.device) -> Precision:
     if setting != "auto":
         return Precision("bf16" if setting == "bf16" else "no", "from the configuration")
     return Precision("bf16", f"auto: {device.type} computes in it") if _has_bf16(device) else Precision("no", "auto")
+
+
+def resolve_threads(setting: int | None, local_processes: int) -> int:
+    """CPU threads for one of `local_processes` on this machine: as set, or its share of the cores it may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return setting or max(1, cores // local_processes)
 
 
 def _has_bf16(device: torch.device) -> bool:

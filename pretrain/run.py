@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import cv2
 import numpy as np
+import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
@@ -21,7 +23,7 @@ from pretrain.checkpoint import load_resume, replace_atomically, save_combined, 
 from pretrain.config import Config, ConfigError, parsed_shards
 from pretrain.evaluate import calibrate_batchnorm, carries_label, check_label, embed, joined, knn_scores, load_labelled
 from pretrain.facts import weights_facts, write_facts
-from pretrain.precision import resolve_precision
+from pretrain.precision import resolve_precision, resolve_threads
 from pretrain.report import format_summary, summary_rows, write_report
 from pretrain.run_folder import MetricsLog, RunFolder, flat, read_metrics
 from pretrain.stop import StopSignals
@@ -51,8 +53,10 @@ class Run:
         config = self.config
         config.check(self.state.num_processes)
         self.precision = resolve_precision(config.precision, self.state.device)
+        threads = resolve_threads(config.threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        torch.set_num_threads(threads)
         self.say(
-            f"{config.backbone} on {self.state.num_processes} x {self.state.device.type}, "
+            f"{config.backbone} on {self.state.num_processes} x {self.state.device.type}, {threads} threads each, "
             f"precision {self.precision.mixed.replace('no', 'fp32')} ({self.precision.why})"
         )
         paths, self.weights = parsed_shards(config.data.shards)
