@@ -64,8 +64,7 @@ def check(config: PackConfig) -> re.Pattern[str] | None:
         raise PackError(f"{out} exists and is not an empty folder: name another --out, or remove it")
     if not config.sources:
         raise PackError("nothing to pack: name a folder, an archive or an image")
-    if not 0.05 <= config.pixel_aspect <= 20:
-        raise PackError(f"pixel aspect {config.pixel_aspect}: give width over height of a pixel, 0.05 to 20")
+    check_pixel_aspect(config.pixel_aspect)
     if not 0 <= config.holdout < 1:
         raise PackError(f"holdout {config.holdout}: give the share of patients to hold out, from 0 to under 1")
     if config.workers < 1:
@@ -97,3 +96,9 @@ def recorded(config: PackConfig, boxes: str) -> dict[str, Any]:
         "codec": f"png, level {PNG_LEVEL}",
         "polarity": "dense is bright, as stored in the sources",
     }
+
+
+def check_pixel_aspect(ratio: float) -> None:
+    """Raise PackError unless `ratio` can be the width over the height of a pixel."""
+    if not 0.05 <= ratio <= 20:
+        raise PackError(f"pixel aspect {ratio}: give width over height of a pixel, 0.05 to 20")

@@ -134,6 +134,8 @@ def write_archive(path: Path, *, patients: int, seed: int, views: int = 1, worke
     for name, count in (("patients", patients), ("views", views), ("workers", workers)):
         if count < 1:
             raise ValueError(f"phantom archive: {name} is {count}; ask for at least 1")
+    if seed < 0:
+        raise ValueError(f"phantom archive: seed is {seed}; give 0 or more")
     jobs = [(patient, view) for patient in range(patients) for view in range(views)]
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")

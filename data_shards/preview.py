@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from data_shards.boxes import Box, plan_boxes
+from data_shards.config import check_pixel_aspect
 from data_shards.convert import encode_png
 from data_shards.crops import CropError, region, stretch
 from data_shards.errors import PackError
@@ -76,6 +77,7 @@ def crop_sheet(samples: ShardSet) -> tuple[np.ndarray, str]:
 
 def radiograph_sheet(path: Path, boxes: str, pixel_aspect: float) -> tuple[np.ndarray, str]:
     """The first radiographs of a source that decode, stretched to square pixels, with the boxes that would be cut."""
+    check_pixel_aspect(pixel_aspect)
     sources = open_sources([path])
     ledgers = Ledgers()
     inventory = take_inventory(((n, s, s.members()) for n, s in enumerate(sources)), _KEY, ledgers)
