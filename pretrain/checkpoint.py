@@ -119,8 +119,12 @@ def replace_atomically(path: Path, write: Callable[[Any], object]) -> None:
 
 
 def _released(module: nn.Module) -> StateDict:
-    # `.contiguous().clone()`: neither channels_last strides nor storage shared with other tensors reach the file.
-    return {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
+    # The OrderedDict that torch gives, with its `_metadata` of module versions: the published sizes include it.
+    state = module.state_dict()
+    for key, value in state.items():
+        # Neither channels_last strides nor storage shared with other tensors reach the file.
+        state[key] = value.detach().cpu().contiguous().clone()
+    return state
 
 
 def _read(path: Path) -> Any:

@@ -125,7 +125,7 @@ def test_names_resolve_in_every_spelling():
 def test_errors_of_backbones_say_what_to_do():
     with pytest.raises(BackboneError, match=r"resnet50x.*released: vit"):
         build_backbone("resnet50x")
-    with pytest.raises(BackboneError, match=r"16x16 px.*use larger sizes"):
+    with pytest.raises(BackboneError, match=r"16x16 px.*use larger views"):
         check_view_size(build_backbone("convnextv2"), "convnextv2", (16, 16))
 
 
