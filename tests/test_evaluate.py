@@ -110,9 +110,12 @@ def test_shards_with_and_without_weights():
 def test_length_is_steps_or_epochs():
     assert Config(epochs=2, data=DataConfig(batch_size=64)).total_steps(100) == 4
     assert Config(steps=7).total_steps(100) == 7
-    for config in (Config(), Config(steps=1, epochs=1), Config(steps=0)):
-        with pytest.raises(ConfigError):
+    for config in (Config(), Config(steps=1, epochs=1)):
+        with pytest.raises(ConfigError, match="either --steps N or --epochs N"):
             config.total_steps(100)
+    for config in (Config(steps=0), Config(epochs=-1), Config(seed=-1), Config(std=0)):
+        with pytest.raises(ConfigError, match="from"):
+            config.check(1)
 
 
 def test_precision_the_launcher_wins_unless_it_says_no(monkeypatch):
