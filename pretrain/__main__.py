@@ -1,6 +1,7 @@
 """One pretraining run from the command line."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -18,6 +19,7 @@ from pretrain.evaluate import EvaluationError
 from pretrain.run import Run
 
 MISTAKES = (BackboneError, CheckpointError, ConfigError, EvaluationError, PackError, ShardError, ViewError)
+PEER_LOST = re.compile(r"closed by peer|reset by peer|Broken pipe", re.IGNORECASE)  # as gloo words it
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,10 +31,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = Run(config, resume, state)
     try:
         run.execute()
-    except (*MISTAKES, OSError) as error:
+    except (*MISTAKES, OSError, RuntimeError) as error:
+        message = one_line(error)
+        if isinstance(error, RuntimeError):
+            if not PEER_LOST.search(message):
+                raise
+            message = "another process of this run has ended; its own error says why"
         # Before training every process meets the same mistake, and the first one tells it.
         if state.is_main_process or run.training:
-            print(f"error: {one_line(error)}", file=sys.stderr)
+            print(f"error: {message}", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(2)  # an orderly end would wait for processes that may be waiting for this one
