@@ -87,22 +87,24 @@ def _fold_lists(argv: list[str], lists: Sequence[str]) -> list[str]:
 
 
 def _explained(message: str, parser: ArgumentParser) -> str:
-    """The library's message with the valid names added when a name was not one of them."""
-    unknown = re.search(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'", message)
-    if not unknown:
-        return message.rstrip(". ") + ". `--help` explains every field"
-    bad = unknown[1] or unknown[2]
-    group = re.search(r"Group '([\w.]+)' does not accept", message)
-    full = f"{group[1]}.{bad}" if group else bad
+    """The library's message in plain words, with the valid names beside the one it is about."""
+    message = one_line(message)
     known = sorted(a.lstrip("-") for a in _option_strings(parser))
-    near = difflib.get_close_matches(full, known, n=1, cutoff=0.6)
+    if unknown := re.search(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'", message):
+        bad = unknown[1] or unknown[2]
+        group = re.search(r"Group '([\w.]+)' does not accept", message)
+        full = f"{group[1]}.{bad}" if group else bad
+        near = difflib.get_close_matches(full, known, n=1, cutoff=0.6)
+        said = f"there is no field '{full}'" + (f" (did you mean '{near[0]}'?)" if near else "")
+    elif ill_typed := re.search(r'Parser key "([\w.]+)": ', message):
+        full = ill_typed[1]
+        reason = re.sub(r"<class '(\w+)'>", r"\1", message[ill_typed.end() :]).replace("NoneType", "null")
+        said = f"the value of '{full}' does not fit: {reason.rstrip('. ')}"
+    else:
+        return message.rstrip(". ") + ". `--help` explains every field"
     prefix = full.rpartition(".")[0]
     siblings = [k for k in known if k.rpartition(".")[0] == prefix] or known
-    return (
-        f"there is no field '{full}'"
-        + (f" (did you mean '{near[0]}'?)" if near else "")
-        + f"; valid here: {', '.join(siblings)}"
-    )
+    return f"{said}; valid here: {', '.join(siblings)}; `--help` explains them"
 
 
 def _subparser(parser: ArgumentParser, argv: Sequence[str]) -> ArgumentParser:

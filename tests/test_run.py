@@ -195,7 +195,7 @@ MISTAKES = {
     "odd size for the vit": (["--backbone", "vit", "--views.local_size", "[40,40]"], r"cannot take views of 40x40"),
     "one crop a process": (["--data.batch_size", 1], r"at least 2 for each; use --data\.batch_size 2 or 3"),
     "unknown field": (["--data.bach", 3], r"no field 'data\.bach'.*valid here: data\.batch_size"),
-    "ill-typed field": (["--optim.lr", "fast"], r"optim\.lr.*Expected.*float"),
+    "ill-typed field": (["--optim.lr", "fast"], r"'optim\.lr' does not fit: Expected a float.*valid here: optim\.clip"),
     "unknown recipe": (["--recipe", "huge"], r"no recipe 'huge'; valid: demo"),
     "unknown label": (["--eval.shards", "{shards}", "--eval.label", "age"], r"no crop carries the label 'age'"),
     "half weighted": (["--data.shards", "a=1", "b"], r"PATH=WEIGHT for all or none"),
