@@ -1,6 +1,7 @@
 """The method: a student learns to predict, from any view of a tooth, what its teacher sees in another.
 
-DINO (Caron et al. 2021, algorithm 1) with one-channel, portrait views. One step is `Trainer.train_step`; the rest of
+DINO (Caron et al. 2021, algorithm 1) with one-channel, portrait views, its targets balanced by Sinkhorn-Knopp and its
+features spread by KoLeo, as in DINOv2 (Oquab et al. 2023, section 4). One step is `Trainer.train_step`; the rest of
 the file feeds it, records it and saves it.
 """
 
@@ -19,7 +20,7 @@ from pretrain.backbones import build_backbone, check_view_size
 from pretrain.batches import normalised, view_batches
 from pretrain.config import Config
 from pretrain.heads import proj_head
-from pretrain.loss import dino_loss, teacher_targets, updated_center
+from pretrain.loss import centered_targets, dino_loss, koleo_loss, sinkhorn_targets, updated_center
 from pretrain.monitors import rankme, step_monitors
 from pretrain.schedules import cosine, ramp, warmup_cosine
 from pretrain.student_teacher import Network, ema_update, parameter_groups, teacher_of
@@ -90,14 +91,15 @@ class Trainer:
         with torch.no_grad(), accelerator.autocast():
             teacher_features, teacher_logits = self.teacher(views[:1])
         teacher_logits = teacher_logits.unflatten(0, per_view)  # [global views, B, K]
-        targets = teacher_targets(teacher_logits, self.center, rates.teacher_temperature)
+        targets = self.targets(teacher_logits, rates.teacher_temperature)
 
         with accelerator.autocast():
-            _, student_logits = self.trained(views)
+            student_features, student_logits = self.trained(views)
         student_logits = student_logits.unflatten(0, (-1, targets.shape[1]))  # [all views, B, K]
         loss = dino_loss(student_logits, targets, config.method.student_temperature)
+        koleo = self.koleo(student_features[: len(teacher_features)].unflatten(0, per_view))
 
-        accelerator.backward(loss)
+        accelerator.backward(loss + config.method.koleo * koleo)
         if rates.last_layer_frozen:
             self.student.proj_head.last_layer.weight_v.grad = None
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), config.optim.clip)
@@ -111,8 +113,23 @@ class Trainer:
         self.center = updated_center(self.center, batch_mean, config.method.center_momentum)
         self.share_buffers()
         monitors = step_monitors(targets, student_logits.detach(), config.method.student_temperature, self.center)
-        measured = torch.cat([loss.detach()[None], gradient_norm.detach()[None], monitors])
+        measured = torch.cat([torch.stack([loss.detach(), koleo.detach(), gradient_norm.detach()]), monitors])
         return {"measured": accelerator.reduce(measured, reduction="mean"), "features": teacher_features}
+
+    def targets(self, logits: Tensor, temperature: float) -> Tensor:
+        """What the student is to predict, [global views, B, K], from this rank's teacher logits of that shape."""
+        if self.config.method.centering == "mean":
+            return centered_targets(logits, self.center, temperature)
+        images = logits.shape[1]
+        everyones = self.accelerator.gather(logits.transpose(0, 1).contiguous())  # [R x B, global views, K]
+        first = self.accelerator.process_index * images
+        return sinkhorn_targets(everyones, temperature)[first : first + images].transpose(0, 1)
+
+    def koleo(self, features: Tensor) -> Tensor:
+        """KoLeo of this rank's student features [global views, B, C], neighbours from the global batch."""
+        images = features.shape[1]
+        everyones = self.accelerator.gather(features.detach().transpose(0, 1).contiguous())
+        return koleo_loss(features, everyones.transpose(0, 1), self.accelerator.process_index * images)
 
     def run(self, log: Callable[[dict[str, Any]], None], save: Callable[[], None], stop: Callable[[], bool]) -> bool:
         """Train from `self.step` to the end; True when it got there, False when `stop()` ended it.
@@ -128,12 +145,13 @@ class Trainer:
             torch.manual_seed(step_seed(self.config.seed, self.step, accelerator.process_index))
             rates = rates_at(self.config, self.step, self.total)
             result = self.train_step(views, rates)
-            loss, gradient_norm, teacher_entropy, student_entropy, center_norm = result["measured"].tolist()
+            loss, koleo, gradient_norm, teacher_entropy, student_entropy, center_norm = result["measured"].tolist()
             line = {
                 "step": self.step,
                 "samples_seen": (self.step + 1) * samples,
                 "loss": loss,
                 "loss_over_ln_k": loss / math.log(self.config.method.prototypes),
+                "koleo": koleo,
                 "teacher_entropy": teacher_entropy,
                 "student_entropy": student_entropy,
                 "center_norm": center_norm,

@@ -1,20 +1,22 @@
 """Loss, center, EMA, schedules and head against independent float64 formulas."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator, debug_launcher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.config import Config, MethodConfig, OptimConfig
 from pretrain.heads import proj_head
-from pretrain.loss import dino_loss, entropy, teacher_targets, updated_center
+from pretrain.loss import centered_targets, dino_loss, entropy, koleo_loss, sinkhorn_targets, updated_center
 from pretrain.monitors import rankme
 from pretrain.schedules import cosine, ramp, warmup_cosine
 from pretrain.student_teacher import Network, ema_update, parameter_groups, teacher_of
-from pretrain.trainer import rates_at, step_seed
+from pretrain.trainer import Trainer, rates_at, step_seed
 
 
 def softmax64(x: np.ndarray) -> np.ndarray:
@@ -39,10 +41,10 @@ def test_loss_is_the_mean_cross_entropy_over_pairs_of_different_views(teachers, 
                 q = softmax64(student[s] / 0.1)
                 expected += -(p[t] * np.log(q)).sum(-1).mean()
                 pairs += 1
-    targets = teacher_targets(torch.tensor(teacher).float(), torch.tensor(center).float(), 0.04)
+    targets = centered_targets(torch.tensor(teacher).float(), torch.tensor(center).float(), 0.04)
     loss = dino_loss(torch.tensor(student).float(), targets, 0.1)
     assert loss.item() == pytest.approx(expected / pairs, rel=1e-5, abs=1e-6)
-    exact = dino_loss(torch.tensor(student), teacher_targets(torch.tensor(teacher), torch.tensor(center), 0.04), 0.1)
+    exact = dino_loss(torch.tensor(student), centered_targets(torch.tensor(teacher), torch.tensor(center), 0.04), 0.1)
     assert exact.item() == pytest.approx(expected / pairs, rel=1e-12, abs=1e-15)
 
 
@@ -55,6 +57,80 @@ def test_center_follows_the_mean_of_the_teacher():
         center = updated_center(center, torch.tensor(mean).float(), 0.9)
         expected = 0.9 * expected + 0.1 * mean
     np.testing.assert_allclose(center.numpy(), expected, atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 3), st.integers(1, 20), st.integers(2, 40), st.sampled_from([0.01, 0.04, 0.1]), st.integers(0, 2**31)
+)
+def test_sinkhorn_scales_rows_and_columns_in_turn(views, batch, k, temperature, seed):
+    logits = np.random.default_rng(seed).uniform(-1, 1, (views, batch, k))
+    q = np.exp(logits.reshape(-1, k).astype(np.longdouble) / temperature)
+    for _ in range(3):
+        q /= q.sum(0, keepdims=True)
+        q /= q.sum(1, keepdims=True)
+    expected = q.astype(np.float64).reshape(logits.shape)
+    np.testing.assert_allclose(sinkhorn_targets(torch.tensor(logits), temperature).numpy(), expected, atol=1e-12)
+    single = sinkhorn_targets(torch.tensor(logits).float(), temperature)
+    np.testing.assert_allclose(single.numpy(), expected, atol=1e-3 if temperature == 0.01 else 1e-4)
+
+
+def test_sinkhorn_uses_every_prototype_where_softmax_would_use_one():
+    """All images prefer prototype 0: the collapse that the balance is there to stop."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 64, 16) * 0.1
+    logits[..., 0] += 0.8
+    assert torch.softmax(logits / 0.05, -1).mean((0, 1))[0] > 0.99
+    share = sinkhorn_targets(logits, 0.05, iterations=100).mean((0, 1))
+    np.testing.assert_allclose(share.numpy(), 1 / 16, rtol=0.02)
+    extreme = sinkhorn_targets(torch.eye(8)[None] * 2 - 1, 0.001)  # exp(+-1000) has no float
+    assert torch.equal(extreme[0], torch.eye(8))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 2), st.integers(1, 3), st.integers(2, 9), st.integers(2, 12), st.integers(0, 2**31))
+def test_koleo_is_the_log_distance_to_the_nearest_of_all_ranks(views, ranks, batch, channels, seed):
+    features = np.random.default_rng(seed).normal(size=(views, ranks * batch, channels))
+    unit = features / np.linalg.norm(features, axis=-1, keepdims=True)
+    expected = 0.0
+    for view in unit:
+        for i, one in enumerate(view):
+            nearest = min(np.linalg.norm(one - other) for j, other in enumerate(view) if j != i)
+            expected -= np.log(nearest + 1e-3) / (views * ranks * batch)
+    everyones = torch.tensor(features)
+    parts = [koleo_loss(everyones[:, r * batch : (r + 1) * batch], everyones, r * batch).item() for r in range(ranks)]
+    assert np.mean(parts) == pytest.approx(expected, abs=1e-6)
+
+
+def test_koleo_pushes_neighbours_apart_and_is_safe_at_duplicates():
+    torch.manual_seed(0)
+    start = torch.nn.functional.normalize(torch.randn(1, 16, 8) * 0.1 + 1, dim=-1)
+    features = start.clone().requires_grad_()
+    for _ in range(50):
+        koleo_loss(features, features.detach(), 0).backward()
+        features.data -= 0.1 * features.grad
+        features.grad = None
+    assert koleo_loss(features, features.detach(), 0) < koleo_loss(start, start, 0) - 1
+    twins = torch.ones(1, 4, 8, requires_grad=True)
+    koleo_loss(twins, twins.detach(), 0).backward()
+    assert torch.isfinite(twins.grad).all()
+
+
+def on_each_rank(logits, features, share):
+    """Run in each of two processes: this rank's slice gives what the whole batch would."""
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    mine = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+    trainer = SimpleNamespace(config=Config(), accelerator=accelerator)
+    targets = Trainer.targets(trainer, logits[:, mine], 0.02)
+    torch.testing.assert_close(targets, sinkhorn_targets(logits, 0.02)[:, mine])
+    koleo = accelerator.reduce(Trainer.koleo(trainer, features[:, mine]), reduction="mean")
+    torch.testing.assert_close(koleo, koleo_loss(features, features, 0))
+
+
+def test_two_ranks_balance_targets_and_spread_features_over_the_global_batch():
+    torch.manual_seed(0)
+    debug_launcher(on_each_rank, (torch.rand(2, 12, 16) * 2 - 1, torch.randn(2, 12, 8), 6), num_processes=2)
 
 
 def test_entropy_of_uniform_and_point():
