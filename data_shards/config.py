@@ -1,5 +1,6 @@
 """The settings of a pack."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,15 +65,19 @@ def check(config: PackConfig) -> re.Pattern[str] | None:
         raise PackError(f"{out} exists and is not an empty folder: name another --out, or remove it")
     if not config.sources:
         raise PackError("nothing to pack: name a folder, an archive or an image")
+    if isinstance(config.key, str | Path) and out.resolve() in Path(config.key).resolve().parents:
+        raise PackError(f"the key {config.key} would lie in the shards that it protects: keep it elsewhere")
     check_pixel_aspect(config.pixel_aspect)
     if not 0 <= config.holdout < 1:
         raise PackError(f"holdout {config.holdout}: give the share of patients to hold out, from 0 to under 1")
     if config.workers < 1:
         raise PackError(f"{config.workers} workers: give at least 1")
-    if config.margin < 0 or config.min_side < 1:
+    if not 0 <= config.margin < math.inf or config.min_side < 1:
         raise PackError(f"margin {config.margin}, min_side {config.min_side}: give at least 0 and at least 1")
-    if config.shard_mb <= 0 or config.shard_samples < 1:
-        raise PackError(f"shard_mb {config.shard_mb}, shard_samples {config.shard_samples}: both must be above 0")
+    if not 0 < config.shard_mb < math.inf or config.shard_samples < 1:
+        raise PackError(
+            f"shard_mb {config.shard_mb}, shard_samples {config.shard_samples}: both must be above 0 and finite"
+        )
     try:
         return re.compile(config.patient) if config.patient else None
     except re.error as error:

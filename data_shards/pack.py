@@ -23,7 +23,7 @@ from data_shards.convert import Converted, Job, convert
 from data_shards.errors import PackError
 from data_shards.folder import Chunk
 from data_shards.ids import Key, load_key, remember
-from data_shards.inventory import Entry, Inventory, take_inventory
+from data_shards.inventory import Entry, Inventory, Text, take_inventory
 from data_shards.ledger import Ledgers
 from data_shards.parallel import spread
 from data_shards.settle import settle, write_parts
@@ -47,7 +47,7 @@ def pack(config: PackConfig) -> dict[str, Any]:
     sources = open_sources(config.sources)
     ledgers = Ledgers()
     inventory = _inventory(sources, key, ledgers, config)
-    plan = _plan(config, inventory, key, ledgers)
+    plan = _plan(config, sources, inventory, key, ledgers)
     say(f"boxes: {plan.format} ({plan.why})")
     if plan.format == "none":
         say("warning: whole images are taken as crops; text burnt into their borders would enter the shards")
@@ -80,15 +80,30 @@ def _inventory(sources: list[Source], key: Key, ledgers: Ledgers, config: PackCo
         return take_inventory(((n, s, watched(s.members())) for n, s in enumerate(sources)), key, ledgers)
 
 
-def _plan(config: PackConfig, inventory: Inventory, key: Key, ledgers: Ledgers) -> BoxPlan:
-    given = []
-    if config.boxes not in ("auto", "none"):
+def _plan(config: PackConfig, sources: list[Source], inventory: Inventory, key: Key, ledgers: Ledgers) -> BoxPlan:
+    given: list[Text] = []
+    if config.boxes not in ("auto", "none") and (inside := _texts_inside(Path(config.boxes), sources, inventory)):
+        given = inside
+    elif config.boxes not in ("auto", "none"):
         apart = take_inventory(((n, s, s.members()) for n, s in enumerate(open_sources([config.boxes]))), key, ledgers)
         given = apart.texts
         for image in apart.images:
             ledgers.reject("files", image.file, "an image beside the annotations: name it as a source")
             ledgers.reject("radiographs", image.radiograph, "an image beside the annotations: name it as a source")
     return plan_boxes(config.boxes, inventory, given, config.labels, key, ledgers)
+
+
+def _texts_inside(boxes: Path, sources: list[Source], inventory: Inventory) -> list[Text]:
+    """The texts at `boxes` where that is one of the sources or lies in one: they are in the ledgers already."""
+    found = []
+    for text in inventory.texts:
+        source = sources[text.entry.source]
+        place = source.path.resolve()
+        if place.is_dir():
+            place /= text.entry.name.removeprefix(f"{source.label}/")
+        if place.is_relative_to(boxes.resolve()):
+            found.append(text)
+    return found
 
 
 def _patients(

@@ -72,7 +72,9 @@ def write_parts(
     if share and not (held and kept):
         patients = len({c.patient for c in used})
         verb = "raise" if kept else "lower"
-        raise PackError(f"a holdout of {share} leaves one side of {patients} patients empty: {verb} --holdout")
+        raise PackError(
+            f"a holdout of {share} leaves one side of {patients} patients empty: {verb} --holdout, or pack more"
+        )
     own = {name: {"seen": n, "used": n, "rejected": 0} for name, n in _counts(held).items()}
     held_manifest = _write_part(folder / "holdout", held, chunks, spool, settings, key) if held else None
     manifest = _write_part(folder, kept, chunks, spool, settings, key)

@@ -1,5 +1,6 @@
 """The options of the five commands; each default with its reason beside it (and in `--help`)."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,8 @@ class DownstreamError(ValueError):
 
 
 LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "std": (lambda v: v is None or v > 0, "pixels are divided by it, give more than 0"),
+    "mean": (lambda v: v is None or math.isfinite(v), "give a number"),
+    "std": (lambda v: v is None or 0 < v < math.inf, "pixels are divided by it, give more than 0"),
     "shards": (bool, "name a shard folder"),
     "label": (bool, "name a label, such as tooth_type"),
     "batch_size": (lambda v: v >= 2, "give at least 2, which BatchNorm needs"),

@@ -88,7 +88,7 @@ def feature_sets(crops: Crops, weights: Weights, seed: int, batch_size: int) -> 
     random = to_device(build_backbone(weights.backbone))
     sample = np.linspace(0, len(crops) - 1, min(CALIBRATION, len(crops))).astype(int)
     images = np.stack([fit(crops.image(i), weights.size) for i in sample])
-    calibrate_batchnorm(random, images, weights.mean, weights.std, min(batch_size, len(images)))
+    calibrate_batchnorm(random, images, weights.mean, weights.std)
     found = _embedded(crops, {"trained": weights.model, "random": random}, weights, batch_size)
     return found | {"pixels": pixel_features(found["pixels"]), "size": size_features(found["size"])}
 

@@ -19,7 +19,7 @@ class UserError(Exception):
 
 def new_parser(prog: str, description: str) -> ArgumentParser:
     """A parser that raises on a mistake instead of printing usage, so that `read` can say it in one line."""
-    return ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    return ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
 
 
 def fail(message: object) -> NoReturn:
@@ -66,6 +66,7 @@ def _fold_lists(argv: list[str], lists: Sequence[str]) -> list[str]:
     folded: list[str] = []
     places: dict[str, int] = {}  # of the items of an option given before
     i = 0
+    argv = [part for a in argv for part in (a.split("=", 1) if a.partition("=")[0] in lists else [a])]
     while i < len(argv):
         option = argv[i]
         folded.append(option)
@@ -99,6 +100,9 @@ def _explained(message: str, parser: ArgumentParser) -> str:
     elif ill_typed := re.search(r'Parser key "([\w.]+)": ', message):
         full = ill_typed[1]
         reason = re.sub(r"<class '(\w+)'>", r"\1", message[ill_typed.end() :]).replace("NoneType", "null")
+        reason = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", reason)
+        if union := re.search(r"Subtypes: \[(.*?)\] Errors:.* Given value: (.*)", reason):
+            reason = f"Expected {union[1].replace(', ', ' or ')}. Got value: {union[2]}"
         said = f"the value of '{full}' does not fit: {reason.rstrip('. ')}"
     else:
         return message.rstrip(". ") + ". `--help` explains every field"
@@ -117,4 +121,4 @@ def _subparser(parser: ArgumentParser, argv: Sequence[str]) -> ArgumentParser:
 
 def _option_strings(parser: ArgumentParser) -> set[str]:
     names = {o for action in parser._actions for o in action.option_strings if o.startswith("--") and "+" not in o}
-    return names - {"--print_shtab"}
+    return names - {"--print_shtab", "--print_config", "--help"}

@@ -96,7 +96,7 @@ def build_backbone(name: str) -> Backbone:
         return build_backbone("vit")
     try:
         return Backbone(name)
-    except (RuntimeError, AttributeError, TypeError, AssertionError) as error:
+    except (RuntimeError, AttributeError, TypeError, AssertionError, ValueError, KeyError, OSError) as error:
         near = difflib.get_close_matches(name, [*RELEASED, *timm.list_models()], n=3)
         hint = f" (close: {', '.join(near)})" if near else ""
         raise BackboneError(

@@ -53,7 +53,7 @@ def _with_recipe(argv: list[str]) -> list[str]:
         except UserError as error:
             fail(error)
     elif "--recipe" in given:
-        fail("--recipe and --config are both given; a configuration file is complete, so give one of them")
+        fail("--recipe and --config are both given; each names the settings to start from, so give one of them")
     for one, other in (("--steps", "--epochs"), ("--epochs", "--steps")):
         if one in given and other not in given:
             argv = [*argv, other, "null"]

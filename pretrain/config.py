@@ -23,7 +23,7 @@ class DataConfig:
     """Shard folders, each PATH or PATH=WEIGHT. Without weights the sets are concatenated, with weights their endless
     cycles are interleaved by share. Empty: the phantom is rendered and packed instead (see phantom_patients)."""
     batch_size: int = 64
-    """Crops in a global batch, over all processes. 64 still gives BatchNorm and the center steady statistics, and more
+    """Crops in a global batch, over all processes. 64 still gives BatchNorm and the targets steady statistics, and more
     steps teach more than larger batches when a run lasts minutes."""
     workers: int = 2
     """Data worker processes for each training process. Order and pixels do not depend on it; 0 loads in the process."""
@@ -153,8 +153,9 @@ class Config:
         """Raise ConfigError for a global batch that does not divide over `processes`, and for impossible values."""
         for name, (low, high) in LIMITS.items():
             value = attrgetter(name)(self)
-            if value is not None and not low <= value <= high:
-                raise ConfigError(f"{name} is {value}; give --{name} a value from {low:g} to {high:g}")
+            if value is not None and not (low <= value <= high and math.isfinite(value)):
+                wanted = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of {low:g} or more that is finite"
+                raise ConfigError(f"{name} is {value}; give --{name} a value {wanted}")
         if self.views.global_count + self.views.local_count < 2:
             raise ConfigError("a single view has no other to predict; give --views.global_count 2 or local views")
         batch = self.data.batch_size
@@ -173,6 +174,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "threads": (1, 4096),
     "checkpoint_every": (1, math.inf),
     "keep": (1, math.inf),
+    "mean": (-10, 10),
     "std": (1e-6, math.inf),
     "data.batch_size": (1, math.inf),
     "data.workers": (0, 4096),

@@ -14,6 +14,9 @@ from pretrain.batches import normalised
 PIXELS = (24, 24)  # the raw-pixel baseline's size, the one its published figure on real crops was taken at
 
 
+ONE_PATIENT = "patient-disjoint scores need crops of at least two patients; pack more, or tell --patient who they are"
+
+
 class EvaluationError(ValueError):
     """Crops that cannot be scored; one line saying what is missing."""
 
@@ -63,13 +66,22 @@ def carries_label(sets: Sequence[ShardSet], label: str) -> bool:
 
 
 def check_label(sets: Sequence[ShardSet], label: str) -> None:
-    """Raise EvaluationError, before hours of training, if none of the first crops of any set carries `label`."""
+    """Raise EvaluationError, before hours of training, if no crop carries `label`, or those of one patient only."""
     if not carries_label(sets, label):
         fields = sorted({field for shards in sets for field in shards.meta(0)})
         raise EvaluationError(
             f"no crop carries the label '{label}' in {', '.join(str(s.path) for s in sets)}; "
             f"name another with --eval.label, they have {', '.join(fields)}"
         )
+    patients = set()
+    for shards in sets:
+        for i in range(len(shards)):
+            meta = shards.meta(i)
+            if meta.get(label) is not None:
+                patients.add(meta.get("patient", (shards.path, i)))
+            if len(patients) > 1:
+                return
+    raise EvaluationError(ONE_PATIENT)
 
 
 @torch.no_grad()
@@ -130,9 +142,7 @@ def patient_folds(patients: np.ndarray, folds: int, seed: int = 0) -> np.ndarray
     """Fold number of each sample, int [N]: patients are shuffled and dealt out, so that none is in two folds."""
     unique, codes = np.unique(patients, return_inverse=True)
     if len(unique) < 2:
-        raise EvaluationError(
-            "patient-disjoint scores need crops of at least two patients; pack more, or tell --patient how to read them"
-        )
+        raise EvaluationError(ONE_PATIENT)
     return (np.random.default_rng(seed).permutation(len(unique)) % min(folds, len(unique)))[codes]
 
 

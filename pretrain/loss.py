@@ -20,10 +20,11 @@ def centered_targets(logits: Tensor, center: Tensor, temperature: float) -> Tens
 
 
 def sinkhorn_targets(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
-    """Teacher distributions that use every prototype equally often: Sinkhorn-Knopp (SwAV, eq. 3, section 3.1).
+    """Teacher distributions that use the prototypes about equally often: Sinkhorn-Knopp (SwAV, eq. 3, section 3.1).
 
     logits [..., K] of the whole global batch -> [..., K]. exp(logits / temperature) is scaled in turn so that all
-    prototypes have the same total over the batch and all views the total 1; in logarithms, so that nothing underflows.
+    prototypes have the same total over the batch, and last that all views have the total 1; in logarithms, so that
+    nothing underflows.
     """
     log_q = logits.flatten(0, -2) / temperature
     for _ in range(iterations):

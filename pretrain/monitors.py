@@ -19,11 +19,14 @@ def rankme(features: Tensor) -> float:
 
 
 @torch.no_grad()
-def step_monitors(targets: Tensor, student_logits: Tensor, student_temperature: float, center: Tensor) -> Tensor:
-    """[3] on the device: teacher entropy and student entropy in nats, and the center's L2 norm.
+def step_monitors(teacher_logits: Tensor, student_logits: Tensor, temperatures: tuple[float, float]) -> Tensor:
+    """[3] on the device: entropies in nats of a teacher view, of the teacher's mean over all views, of a student view.
 
-    Teacher entropy near ln K is a uniform collapse, near 0 with every image alike a point collapse; one number for each
-    step, still on the device, so that a step waits for the device only once.
+    logits [V, B, K], temperatures of teacher and student. The teacher is taken as it is, before its targets are
+    balanced: balanced targets look healthy whatever it says. Both its entropies near ln K is a uniform collapse, that
+    of the mean near 0 a point collapse (one prototype for all); learning is a low first and a high second. Still on
+    the device, so that a step waits for it only once.
     """
-    student = torch.softmax(student_logits / student_temperature, dim=-1)
-    return torch.stack([entropy(targets), entropy(student), center.norm()])
+    teacher = torch.softmax(teacher_logits / temperatures[0], dim=-1)
+    student = torch.softmax(student_logits / temperatures[1], dim=-1)
+    return torch.stack([entropy(teacher), entropy(teacher.mean((0, 1))), entropy(student)])

@@ -14,9 +14,15 @@ from pretrain.run_folder import RunFolder, read_metrics
 
 CURVES = (
     ("loss_over_ln_k", "loss / ln K", "1 is a uniform guess; a healthy run sinks below it and keeps sinking"),
-    ("teacher_entropy", "teacher entropy (nats)", "ln K is uniform collapse, 0 is point collapse"),
+    ("teacher_entropy", "teacher entropy (nats)", "of a view: ln K is no opinion at all, lower is a decided teacher"),
+    (
+        "teacher_mean_entropy",
+        "entropy of its mean (nats)",
+        "ln K uses all prototypes, 0 is point collapse: one for all",
+    ),
     ("rankme", "feature rank (RankMe)", "directions the features use; a fall towards 1 is rank collapse"),
     ("gradient_norm", "gradient norm", "spikes are clipped; steady growth is divergence"),
+    ("koleo", "KoLeo (log distance)", "log distance to the nearest other image, negated: it falls as features spread"),
     ("lr", "learning rate", ""),
     ("images_per_s", "crops / s", ""),
 )
@@ -24,8 +30,8 @@ CURVES = (
 
 def draw_curves(metrics: list[dict[str, Any]], path: Path) -> None:
     """Draw the run's curves over steps as one PNG."""
-    figure = Figure(figsize=(11, 5.6), layout="constrained")
-    for axes, (name, title, _) in zip(figure.subplots(2, 3).flat, CURVES, strict=True):
+    figure = Figure(figsize=(14, 5.6), layout="constrained")
+    for axes, (name, title, _) in zip(figure.subplots(2, 4).flat, CURVES, strict=True):
         points = [(line["step"], line[name]) for line in metrics if name in line]
         axes.plot(*zip(*points, strict=True), linewidth=1.2, color="#1f5f8b")
         axes.set_title(title, fontsize=10)
@@ -47,7 +53,11 @@ def summary_rows(metrics: list[dict[str, Any]], scores: dict[str, Any], prototyp
             "loss / ln K",
             f"{last['loss_over_ln_k']:.3f} (1 = uniform guess; began at {metrics[0]['loss_over_ln_k']:.3f})",
         ),
-        ("teacher entropy", f"{last['teacher_entropy']:.3f} nats (uniform = {math.log(prototypes):.3f}, point = 0)"),
+        (
+            "teacher entropy",
+            f"{last['teacher_entropy']:.3f} nats of a view, {last['teacher_mean_entropy']:.3f} of the mean view "
+            f"(both {math.log(prototypes):.3f}: uniform collapse; mean near 0: point collapse)",
+        ),
         ("feature rank", f"{ranks[-1]:.1f} (RankMe; began at {ranks[0]:.1f})"),
     ]
     knn = scores.get("knn")

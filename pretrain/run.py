@@ -21,7 +21,16 @@ from data_shards.phantom import write_archive
 from data_shards.stream import ShardSet, Stream
 from pretrain.checkpoint import load_resume, replace_atomically, save_combined, save_resume
 from pretrain.config import Config, ConfigError, parsed_shards
-from pretrain.evaluate import calibrate_batchnorm, carries_label, check_label, embed, joined, knn_scores, load_labelled
+from pretrain.evaluate import (
+    EvaluationError,
+    calibrate_batchnorm,
+    carries_label,
+    check_label,
+    embed,
+    joined,
+    knn_scores,
+    load_labelled,
+)
 from pretrain.facts import weights_facts, write_facts
 from pretrain.precision import resolve_precision, resolve_threads
 from pretrain.report import format_summary, summary_rows, write_report
@@ -102,10 +111,10 @@ class Run:
             self.say(f"moved the old run to {aside}")
         folder.create()
         folder.lock()
+        folder.stop.unlink(missing_ok=True)  # of an earlier try; one put there from now on counts
 
     def _begin(self) -> None:
         self.folder.write_config(self.config)
-        self.folder.stop.unlink(missing_ok=True)
         if not self.folder.views.exists():
             self._draw_views()
 
@@ -146,8 +155,11 @@ class Run:
             check_label(sets, label)
             return sets
         sets = [ShardSet(path) for path in (shards.path / "holdout" for shards in self.sets) if path.is_dir()]
-        if sets and not carries_label(sets, label):
-            self.say(f"no k-NN at the end: the holdout has no label '{label}' (see --eval.label)")
+        try:
+            if sets:
+                check_label(sets, label)
+        except EvaluationError as error:
+            self.say(f"no k-NN at the end: {error}")
             return []
         return sets
 
@@ -229,7 +241,9 @@ class Run:
         folder.write_state("running", trainer.step)
 
     def _write_facts(self, scores: dict[str, Any]) -> dict[str, Any]:
-        monitors = {name: self.last_line[name] for name in ("loss", "loss_over_ln_k", "teacher_entropy")}
+        monitors = {
+            name: self.last_line[name] for name in ("loss", "loss_over_ln_k", "teacher_entropy", "teacher_mean_entropy")
+        }
         facts = weights_facts(
             self.config,
             self.sets,
@@ -269,10 +283,11 @@ class Run:
         if evaluation.bank and others and carries_label(others, label):
             crops = joined(crops, load_labelled(others, label, size, evaluation.bank))
         scored = np.arange(len(crops.labels)) < held_out
-        arguments = crops.images, config.mean, config.std, evaluation.batch_size
+        arguments = crops.images, config.mean, config.std
         untrained = build_networks(config)[1].backbone.to(self.state.device)
         calibrate_batchnorm(untrained, *arguments)
-        before, after = embed(untrained, *arguments), embed(self.trainer.teacher.backbone, *arguments)
+        before = embed(untrained, *arguments, evaluation.batch_size)
+        after = embed(self.trainer.teacher.backbone, *arguments, evaluation.batch_size)
         return {"label": label, **knn_scores(crops, scored, before, after, evaluation.neighbours, evaluation.folds)}
 
     def _draw_views(self) -> None:

@@ -48,10 +48,9 @@ class RunFolder:
             ) from None
 
     def _is_run(self) -> bool:
-        return self.config.exists() or {p.name for p in self.path.iterdir()} <= {
-            self.checkpoints.name,
-            self.phantom.name,
-        }
+        """Whether the folder is a run's or empty; a run that died while its phantom was drawn has no config yet."""
+        begun = {self.checkpoints.name, self.phantom.name}
+        return self.config.exists() or {p.name for p in self.path.iterdir() if not p.name.startswith(".")} <= begun
 
     def move_aside(self) -> Path | None:
         """Rename an existing folder to the first free `<name>.old-N`, and say where it went."""
@@ -68,8 +67,11 @@ class RunFolder:
         replace_atomically(self.state, lambda file: file.write(content.encode()))
 
     def read_state(self) -> dict[str, Any]:
-        """The last recorded state, or {} before the first."""
-        return json.loads(self.state.read_text()) if self.state.exists() else {}
+        """The last recorded state, or {} before the first. Raises ConfigError if the file is not what was written."""
+        try:
+            return json.loads(self.state.read_text()) if self.state.exists() else {}
+        except json.JSONDecodeError:
+            raise ConfigError(f"{self.state} is damaged; delete it, and the same command continues the run") from None
 
     def write_config(self, config: Config) -> None:
         """Write the resolved configuration so that `--config` reads it back."""

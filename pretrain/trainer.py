@@ -112,7 +112,8 @@ class Trainer:
         batch_mean = accelerator.reduce(teacher_logits.mean((0, 1)), reduction="mean")
         self.center = updated_center(self.center, batch_mean, config.method.center_momentum)
         self.share_buffers()
-        monitors = step_monitors(targets, student_logits.detach(), config.method.student_temperature, self.center)
+        temperatures = rates.teacher_temperature, config.method.student_temperature
+        monitors = step_monitors(teacher_logits, student_logits.detach(), temperatures)
         measured = torch.cat([torch.stack([loss.detach(), koleo.detach(), gradient_norm.detach()]), monitors])
         return {"measured": accelerator.reduce(measured, reduction="mean"), "features": teacher_features}
 
@@ -145,16 +146,16 @@ class Trainer:
             torch.manual_seed(step_seed(self.config.seed, self.step, accelerator.process_index))
             rates = rates_at(self.config, self.step, self.total)
             result = self.train_step(views, rates)
-            loss, koleo, gradient_norm, teacher_entropy, student_entropy, center_norm = result["measured"].tolist()
+            loss, koleo, gradient_norm, teacher, teacher_mean, student = result["measured"].tolist()
             line = {
                 "step": self.step,
                 "samples_seen": (self.step + 1) * samples,
                 "loss": loss,
                 "loss_over_ln_k": loss / math.log(self.config.method.prototypes),
                 "koleo": koleo,
-                "teacher_entropy": teacher_entropy,
-                "student_entropy": student_entropy,
-                "center_norm": center_norm,
+                "teacher_entropy": teacher,
+                "teacher_mean_entropy": teacher_mean,
+                "student_entropy": student,
                 "gradient_norm": gradient_norm,
                 **rates._asdict(),
             }

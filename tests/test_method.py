@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pretrain.config import Config, MethodConfig, OptimConfig
 from pretrain.heads import proj_head
 from pretrain.loss import centered_targets, dino_loss, entropy, koleo_loss, sinkhorn_targets, updated_center
-from pretrain.monitors import rankme
+from pretrain.monitors import rankme, step_monitors
 from pretrain.schedules import cosine, ramp, warmup_cosine
 from pretrain.student_teacher import Network, ema_update, parameter_groups, teacher_of
 from pretrain.trainer import Trainer, rates_at, step_seed
@@ -243,6 +243,16 @@ def test_weight_norm_equals_torchs_own_to_the_bit():
         theirs.parametrizations.weight.original0.fill_(1)
     x = torch.randn(5, 8)
     assert torch.equal(ours(x), theirs(x))
+
+
+def test_monitors_tell_both_collapses_apart_and_look_before_the_targets_are_balanced():
+    k = math.log(16)
+    alike = torch.zeros(2, 8, 16)
+    alike[..., 3] = 1
+    apart = torch.eye(16).view(2, 8, 16)
+    for teacher, one, mean in ((torch.zeros(2, 8, 16), k, k), (alike, 0, 0), (apart, 0, k)):
+        found = step_monitors(teacher, torch.zeros(3, 8, 16), (0.01, 0.1))
+        np.testing.assert_allclose(found.numpy(), [one, mean, k], atol=1e-5)
 
 
 def test_rankme_counts_directions():

@@ -347,6 +347,17 @@ def test_against_drops_what_an_earlier_pack_has(tmp_path):
         packed(second, tmp_path / "march", against=[tmp_path / "january"], key=b"another public key")
 
 
+@pytest.mark.parametrize("place", ["scans", "scans/labels", "scans/labels/b.txt"])
+def test_boxes_named_inside_the_source_are_entered_once(tmp_path, place):
+    for folder in ("images", "labels"):
+        (tmp_path / "scans" / folder).mkdir(parents=True)
+    (tmp_path / "scans" / "images" / "b.png").write_bytes(saved(image(2)))
+    (tmp_path / "scans" / "labels" / "b.txt").write_text("0 0.5 0.5 0.2 0.5")
+    manifest = packed(tmp_path / "scans", tmp_path / "out", boxes=str(tmp_path / place))
+    assert manifest["ledgers"]["files"] == {"seen": 2, "used": 2, "rejected": 0}
+    assert manifest["ledgers"]["boxes"]["used"] == 1
+
+
 def test_boxes_from_a_file_of_its_own(tmp_path):
     source = tmp_path / "scans"
     (source / "deep").mkdir(parents=True)
