@@ -4,21 +4,24 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from accelerate import PartialState
 
 from augment import ViewError
 from data_shards.errors import PackError, ShardError
-from launch.cli import one_line
+from launch.cli import UserError, fail, new_parser, one_line, read
 from pretrain.backbones import BackboneError
 from pretrain.checkpoint import CheckpointError
-from pretrain.command_line import read_command_line
-from pretrain.config import ConfigError
+from pretrain.config import Config, ConfigError
 from pretrain.evaluate import EvaluationError
 from pretrain.run import Run
 
 MISTAKES = (BackboneError, CheckpointError, ConfigError, EvaluationError, PackError, ShardError, ViewError)
+RECIPES = Path(__file__).parent / "recipes"
+DEFAULT_RECIPE = "demo"
+LISTS = ("--data.shards", "--eval.shards")
 PEER_LOST = re.compile(r"closed by peer|reset by peer|Broken pipe", re.IGNORECASE)  # as gloo words it
 
 
@@ -44,6 +47,63 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stderr.flush()
         os._exit(2)  # an orderly end would wait for processes that may be waiting for this one
     state.destroy_process_group()
+
+
+def recipe_file(name: str) -> Path:
+    """The YAML file of a recipe. Raises UserError naming the valid recipes."""
+    path = RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        valid = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        raise UserError(f"there is no recipe '{name}'; valid: {valid} (or give your own file with --config)")
+    return path
+
+
+def read_command_line(argv: Sequence[str]) -> tuple[Config, str]:
+    """The configuration and the value of --resume; a mistake ends the program with one line and exit 2."""
+    parser = new_parser(
+        "accelerate launch pretrain.py",
+        "Pretrain a backbone on tooth crops without labels. With no argument: the demo, on phantom radiographs.",
+    )
+    parser.add_argument("--config", action="config", help="YAML file of settings, such as a run's config.yaml.")
+    parser.add_argument(
+        "--recipe", type=str, default=DEFAULT_RECIPE, help="Named settings to start from; not used with --config."
+    )
+    parser.add_argument(
+        "--resume",
+        type=str,
+        default="auto",
+        help="auto: continue the run in --out if there is one; never: move it aside and start anew; "
+        "PATH: continue from this resume checkpoint.",
+    )
+    parser.add_class_arguments(Config)
+    arguments = _with_recipe(list(argv))
+    settings = read(parser, arguments, LISTS)
+    fields = {name: getattr(settings, name) for name in Config.__dataclass_fields__}
+    return Config(**fields), settings.resume
+
+
+def _with_recipe(argv: list[str]) -> list[str]:
+    """Put the recipe's file first, and let --steps and --epochs replace each other's value from it."""
+    given = {a.partition("=")[0] for a in argv}
+    if "--config" not in given:
+        try:
+            argv = ["--config", str(recipe_file(_value_of("--recipe", argv) or DEFAULT_RECIPE)), *argv]
+        except UserError as error:
+            fail(error)
+    elif "--recipe" in given:
+        fail("--recipe and --config are both given; each names the settings to start from, so give one of them")
+    for one, other in (("--steps", "--epochs"), ("--epochs", "--steps")):
+        if one in given and other not in given:
+            argv = [*argv, other, "null"]
+    return argv
+
+
+def _value_of(option: str, argv: list[str]) -> str | None:
+    for i, argument in enumerate(argv):
+        name, equals, value = argument.partition("=")
+        if name == option:
+            return value if equals else next(iter(argv[i + 1 :]), None)
+    return None
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def test_length_is_steps_or_epochs():
         with pytest.raises(ConfigError, match="either --steps N or --epochs N"):
             config.total_steps(100)
     for config in (Config(steps=0), Config(epochs=-1), Config(seed=-1), Config(std=0)):
-        with pytest.raises(ConfigError, match="a value (from|of)"):
+        with pytest.raises(ConfigError, match=r"a value (from|of)"):
             config.check(1)
 
 

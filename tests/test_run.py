@@ -18,9 +18,9 @@ import torch
 import yaml
 
 from data_shards.shard_set import ShardSet
+from pretrain.__main__ import RECIPES
 from pretrain.backbones import build_backbone
 from pretrain.checkpoint import load_combined
-from pretrain.command_line import RECIPES
 from pretrain.heads import proj_head
 
 ROOT = Path(__file__).parent.parent
