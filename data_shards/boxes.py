@@ -41,11 +41,18 @@ class BoxPlan:
     boxes: dict[str, list[Box]] = field(default_factory=dict)
     files: dict[str, list[str]] = field(default_factory=dict)
     dropped_columns: list[str] = field(default_factory=list)
+    lost: list[tuple[str, Entry, int]] = field(default_factory=list)
+    """Boxes that cannot be cut: id, annotation file and row."""
 
     def add(self, image: Entry, box: Box, annotation: Entry) -> None:
         """Enter a box of `image` that `annotation` holds."""
         self.boxes.setdefault(image.radiograph, []).append(box)
         self.files.setdefault(annotation.file, []).append(box.id)
+
+    def lose(self, id_: str, annotation: Entry, row: int, reason: str, ledgers: Ledgers) -> None:
+        """Enter a box that cannot be cut."""
+        self.lost.append((id_, annotation, row))
+        ledgers.reject("boxes", id_, reason)
 
 
 class ImageFinder:
@@ -158,12 +165,12 @@ def _from_yolo(
             id_ = key.id("box", entry.name, str(number))
             ledgers.see("boxes", id_)
             if reason or image is None:
-                ledgers.reject("boxes", id_, reason)
+                plan.lose(id_, entry, number, reason, ledgers)
                 continue
             try:
                 category, corners = parse_row(row)
             except RowError as error:
-                ledgers.reject("boxes", id_, str(error))
+                plan.lose(id_, entry, number, str(error), ledgers)
                 continue
             labels = labels_of_class(known[category]) if category in known else bare_class(category)
             plan.add(image, Box(id_, corners, True, labels), entry)
@@ -212,12 +219,12 @@ def _from_tables(
             ledgers.see("boxes", id_)
             image = finder.named(row["image"] or "")
             if image is None:
-                ledgers.reject("boxes", id_, ORPHAN)
+                plan.lose(id_, text.entry, number, ORPHAN, ledgers)
                 continue
             try:
                 x0, y0, x1, y1 = (float(row[c]) for c in TABLE_COLUMNS[1:])
             except (TypeError, ValueError):
-                ledgers.reject("boxes", id_, "its corners are not four numbers")
+                plan.lose(id_, text.entry, number, "its corners are not four numbers", ledgers)
                 continue
             plan.add(image, Box(id_, (x0, y0, x1, y1), False, labels_of_row(row, kept)), text.entry)
     return plan

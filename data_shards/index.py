@@ -67,6 +67,8 @@ def _walk(fd: int, total: int, path: Path) -> Iterator[Member]:
             return
         size = _size_in(header)
         if size is None:
+            if position == 0:
+                raise ShardError(f"{path} is no shard: pack it with `python -m data_shards pack`, or copy it again")
             raise ShardError(f"the shard {path} has a damaged tar header at byte {position}: copy or pack it again")
         kind = header[156:157]
         data = position + BLOCK

@@ -54,6 +54,8 @@ class Inventory:
 
     images: list[Entry] = field(default_factory=list)
     texts: list[Text] = field(default_factory=list)
+    others: list[Entry] = field(default_factory=list)
+    """Files that no crop can come of: for the table of ids, which tells their owner what was rejected."""
 
 
 def take_inventory(sources: Iterable[tuple[int, Source, Iterable[Member]]], key: Key, ledgers: Ledgers) -> Inventory:
@@ -86,6 +88,8 @@ def _enter(entry: Entry, member: Member, inventory: Inventory, ledgers: Ledgers)
         elif annotation and b"\0" not in head:
             inventory.texts.append(Text(entry, raw.decode("utf-8-sig", "replace")))
         else:
+            inventory.others.append(entry)
             ledgers.reject("files", entry.file, NEITHER if head else "an empty file")
     except MemberError as error:
+        inventory.others.append(entry)
         ledgers.reject("files", entry.file, str(error))

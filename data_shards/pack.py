@@ -54,7 +54,9 @@ def pack(config: PackConfig) -> dict[str, Any]:
     if plan.dropped_columns:
         say(f"columns left out, as they may hold names: {', '.join(plan.dropped_columns)} (keep one with --labels)")
     patients = _patients(pattern, inventory.images, key, ledgers)
-    if pattern is None:
+    if pattern is not None:
+        say(f"patients: {len({p for p, _ in patients.values()})} of {len(patients)} radiographs, by --patient")
+    else:
         say("patients: no --patient given, so each radiograph counts as one patient")
     earlier = _earlier(config.against, key)
     with _unfinished(out) as folder:
@@ -85,8 +87,12 @@ def _plan(config: PackConfig, sources: list[Source], inventory: Inventory, key: 
     if config.boxes not in ("auto", "none") and (inside := _texts_inside(Path(config.boxes), sources, inventory)):
         given = inside
     elif config.boxes not in ("auto", "none"):
-        apart = take_inventory(((n, s, s.members()) for n, s in enumerate(open_sources([config.boxes]))), key, ledgers)
+        if not Path(config.boxes).exists():
+            raise PackError(f"no boxes at {config.boxes}: give auto, none, or a table, label file, folder or archive")
+        sources += open_sources([config.boxes])
+        apart = take_inventory([(len(sources) - 1, sources[-1], sources[-1].members())], key, ledgers)
         given = apart.texts
+        inventory.others += [*apart.others, *apart.images, *(text.entry for text in apart.texts)]
         for image in apart.images:
             ledgers.reject("files", image.file, "an image beside the annotations: name it as a source")
             ledgers.reject("radiographs", image.radiograph, "an image beside the annotations: name it as a source")
@@ -197,11 +203,17 @@ def _table(
     sources: list[Source], inventory: Inventory, plan: BoxPlan, patients: dict[str, tuple[str, str]]
 ) -> Iterator[tuple[str, str, str]]:
     """(id, kind, path) of every input, for the table beside the key."""
-    for entry in [*inventory.images, *(t.entry for t in inventory.texts)]:
+
+    def place(entry: Entry) -> str:
         source = sources[entry.source]
         path = source.path.resolve()
         inner = entry.name.removeprefix(f"{source.label}/")
-        where = str(path) if path.is_file() and inner == path.name else f"{path}/{inner}"
+        return str(path) if path.is_file() and inner == path.name else f"{path}/{inner}"
+
+    for id_, entry, row in plan.lost:
+        yield id_, "box", f"{place(entry)} (its row {row})"
+    for entry in [*inventory.images, *(t.entry for t in inventory.texts), *inventory.others]:
+        where = place(entry)
         yield entry.file, "file", where
         if entry.radiograph in patients:
             yield entry.radiograph, "radiograph", where

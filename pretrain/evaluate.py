@@ -14,6 +14,7 @@ from pretrain.batches import normalised
 PIXELS = (24, 24)  # the raw-pixel baseline's size, the one its published figure on real crops was taken at
 
 
+NOT_LABELS = {"id", "patient", "radiograph", "source", "pixels", "box", "pixel_aspect", "bits", "width", "height"}
 ONE_PATIENT = "patient-disjoint scores need crops of at least two patients; pack more, or tell --patient who they are"
 
 
@@ -68,7 +69,7 @@ def carries_label(sets: Sequence[ShardSet], label: str) -> bool:
 def check_label(sets: Sequence[ShardSet], label: str) -> None:
     """Raise EvaluationError, before hours of training, if no crop carries `label`, or those of one patient only."""
     if not carries_label(sets, label):
-        fields = sorted({field for shards in sets for field in shards.meta(0)})
+        fields = sorted({field for shards in sets for field in shards.meta(0)} - NOT_LABELS)
         raise EvaluationError(
             f"no crop carries the label '{label}' in {', '.join(str(s.path) for s in sets)}; "
             f"name another with --eval.label, they have {', '.join(fields)}"

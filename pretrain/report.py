@@ -62,7 +62,10 @@ def summary_rows(metrics: list[dict[str, Any]], scores: dict[str, Any], prototyp
     ]
     knn = scores.get("knn")
     if knn is None:
-        return [*rows, ("k-NN", "not measured: no labelled shards (see --eval.shards)")]
+        return [
+            *rows,
+            ("k-NN", "not measured: no shards with that label and two patients (see --eval.shards, --eval.label)"),
+        ]
     rows += [
         (f"k-NN {knn['label']}", f"{knn['after']:.3f} after training"),
         ("", f"{knn['before']:.3f} before, with the random weights"),

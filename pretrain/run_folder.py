@@ -32,8 +32,7 @@ class RunFolder:
 
     def create(self) -> None:
         """Make the folders. Raises ConfigError if the path holds something that is not a run."""
-        if self.path.is_file() or (self.path.is_dir() and not self._is_run()):
-            raise ConfigError(f"{self.path} exists and is not a run folder; give another --out")
+        self._refuse_strangers()
         self.checkpoints.mkdir(parents=True, exist_ok=True)
 
     def lock(self) -> None:
@@ -47,13 +46,21 @@ class RunFolder:
                 "or give another --out"
             ) from None
 
+    def _refuse_strangers(self) -> None:
+        if self.path.is_file() or (self.path.is_dir() and not self._is_run()):
+            raise ConfigError(f"{self.path} exists and is not a run folder; give another --out")
+
     def _is_run(self) -> bool:
         """Whether the folder is a run's or empty; a run that died while its phantom was drawn has no config yet."""
         begun = {self.checkpoints.name, self.phantom.name}
         return self.config.exists() or {p.name for p in self.path.iterdir() if not p.name.startswith(".")} <= begun
 
     def move_aside(self) -> Path | None:
-        """Rename an existing folder to the first free `<name>.old-N`, and say where it went."""
+        """Rename an existing run to the first free `<name>.old-N`, and say where it went.
+
+        Raises ConfigError if the path holds something that is not a run.
+        """
+        self._refuse_strangers()
         if not self.path.exists():
             return None
         taken = 1

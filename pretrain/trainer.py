@@ -160,7 +160,7 @@ class Trainer:
                 **rates._asdict(),
             }
             if self.step % RANKME_EVERY == 0 or self.step == self.total - 1:
-                line["rankme"] = rankme(result["features"])
+                line["rankme"] = rankme(accelerator.gather(result["features"]))  # of the global batch
             now = time.perf_counter()
             line |= {"images_per_s": samples / (now - began), "data_wait": waited / (now - began)}
             self.step += 1

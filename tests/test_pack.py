@@ -282,6 +282,19 @@ def test_locate_finds_what_every_id_stands_for(tmp_path):
         locate(tmp_path / "nowhere", "0" * 16)
 
 
+def test_the_keys_owner_can_locate_every_rejected_input(tmp_path):
+    source = zipped(tmp_path / "warts.zip", WARTS)
+    table = tmp_path / "boxes.csv"
+    table.write_text("image,x0,y0,x1,y1\ngood,1,1,50,90\ngone,1,1,50,90\ngood,a,1,50,90\n")
+    for name, boxes in (("yolo", "auto"), ("csv", str(table))):
+        packed(source, tmp_path / name, key=tmp_path / "key", boxes=boxes)
+        lines = rejected(tmp_path / name)
+        assert {line["ledger"] for line in lines} == {"files", "radiographs", "boxes"}
+        for line in lines:
+            assert locate(table_beside(tmp_path / "key"), line["id"])
+    assert locate(table_beside(tmp_path / "key"), lines[-1]["id"])[0][1].startswith(f"{table} (its row")
+
+
 def test_keys(tmp_path):
     a, made = load_key(tmp_path / "a")
     assert made == tmp_path / "a"

@@ -238,6 +238,11 @@ MISTAKES = {
     "impossible value": (["--method.ema_start", 7], r"method\.ema_start is 7.*from 0 to 1"),
     "no pairs": (["--views.global_count", 1, "--views.local_count", 0], r"no other to predict"),
     "not a run folder": (["--out", "{empty}/.."], r"is not a run folder"),
+    "never moves a stranger": (
+        ["--out", "{stranger}", "--resume", "never"],
+        r"stranger exists and is not a run folder",
+    ),
+    "phantom without that label": (["--data.phantom_patients", 12, "--eval.label", "wisdom"], r"label 'wisdom'"),
     "unwritable": (["--out", "/proc/run"], r"/proc/run"),
     "diverging": (["--optim.lr", "1e30", "--steps", 6, "--optim.clip", "1e30"], r"the gradient is.*lower --optim\.lr"),
     "corrupt crop": (["--data.shards", "{corrupt}"], r"sample \w+ in .* is corrupt"),
@@ -251,11 +256,14 @@ def test_a_mistake_is_one_line_and_exit_2(name, shards, tmp_path):
     empty, cut = tmp_path / "empty", tmp_path / "cut"
     empty.mkdir()
     cut.mkdir()
+    (tmp_path / "stranger").mkdir()
+    (tmp_path / "stranger" / "scan.jpg").touch()
     for path in shards.glob("*.*"):
         content = path.read_bytes()
         (cut / path.name).write_bytes(content[: len(content) // 2] if path.suffix == ".tar" else content)
     corrupt = corrupted(shards, tmp_path / "corrupt")
-    arguments = [str(a).format(empty=empty, cut=cut, corrupt=corrupt, shards=shards) for a in arguments]
+    places = {"empty": empty, "cut": cut, "corrupt": corrupt, "shards": shards, "stranger": tmp_path / "stranger"}
+    arguments = [str(a).format(**places) for a in arguments]
     given = (
         []
         if any(a.startswith(("--data.shards", "--data.phantom_patients")) for a in arguments)
