@@ -78,7 +78,7 @@ def read_command_line(argv: Sequence[str]) -> tuple[Config, str]:
     parser.add_class_arguments(Config)
     arguments = _with_recipe(list(argv))
     if "--help" in argv or "-h" in argv:  # the defaults it shows are the recipe's
-        parser.default_config_files = [_value_of("--config", arguments)]
+        parser.default_config_files = [str(_value_of("--config", arguments))]
     settings = read(parser, arguments, LISTS)
     fields = {name: getattr(settings, name) for name in Config.__dataclass_fields__}
     return Config(**fields), settings.resume
