@@ -107,7 +107,7 @@ def _texts_inside(boxes: Path, sources: list[Source], inventory: Inventory) -> l
         place = source.path.resolve()
         if place.is_dir():
             place /= text.entry.name.removeprefix(f"{source.label}/")
-        if place.is_relative_to(boxes.resolve()):
+        if boxes.resolve().is_relative_to(source.path.resolve()) and place.is_relative_to(boxes.resolve()):
             found.append(text)
     return found
 

@@ -112,7 +112,7 @@ def test_help_explains_every_field(capsys):
         (["pack", "scans.zip", "--out", "x", "--workers", "many"], "workers"),
         (["pack", "scans.zip", "--out", "x", "--holdout", "2"], "holdout 2.0: give the share"),
         (["pack", "scans.zip", "--out", "x", "--patient", "["], "no regular expression"),
-        (["pack", "scans.zip", "--out", "x", "--boxes", "no.csv"], "nothing to pack at no.csv"),
+        (["pack", "scans.zip", "--out", "x", "--boxes", "no.csv"], "no boxes at no.csv: give auto, none"),
         (["pack", "scans.zip", "--out", "scans.zip"], "not an empty folder"),
         (["pack", "scans.zip"], "out"),
         (["pack", "text.txt", "--out", "x"], "no file of 1 could be used (1 x not a radiograph or an annotation)"),
