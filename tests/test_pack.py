@@ -616,7 +616,7 @@ def test_an_output_that_exists_is_left_alone(tmp_path):
         ({"holdout": 1.0}, "holdout"),
         ({"workers": 0}, "workers"),
         ({"pixel_aspect": 0.0}, "pixel aspect"),
-        ({"boxes": "nowhere.csv"}, "nothing to pack at nowhere"),
+        ({"boxes": "nowhere.csv"}, "no boxes at nowhere"),
         ({"against": ["nowhere"]}, "no shards at nowhere"),
         ({"margin": -1.0}, "margin"),
     ],
