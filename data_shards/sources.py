@@ -23,7 +23,7 @@ MAX_MEMBER_BYTES = 1 << 30
 _DAMAGE = (
     OSError,
     EOFError,
-    RuntimeError,  # zipfile: encrypted; NotImplementedError (an unknown compression) is one too
+    RuntimeError,  # zipfile: encrypted, or compressed in a way it does not know
     ValueError,
     zlib.error,
     lzma.LZMAError,

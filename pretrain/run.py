@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import cv2
-import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
@@ -21,22 +20,13 @@ from data_shards.phantom import write_archive
 from data_shards.stream import ShardSet, Stream
 from pretrain.checkpoint import load_resume, replace_atomically, save_combined, save_resume
 from pretrain.config import Config, ConfigError, parsed_shards
-from pretrain.evaluate import (
-    EvaluationError,
-    calibrate_batchnorm,
-    carries_label,
-    check_label,
-    embed,
-    joined,
-    knn_scores,
-    load_labelled,
-)
 from pretrain.facts import weights_facts, write_facts
 from pretrain.precision import resolve_precision, resolve_threads
 from pretrain.report import format_summary, summary_rows, write_report
 from pretrain.run_folder import MetricsLog, RunFolder, flat, read_metrics
+from pretrain.scores import knn_of_run, labelled_sets
 from pretrain.stop import StopSignals
-from pretrain.trainer import DivergedError, Trainer, build_networks
+from pretrain.trainer import DivergedError, Trainer
 
 T = TypeVar("T")
 
@@ -73,7 +63,7 @@ class Run:
         self._on_main(self._open_folder)
         if not paths:
             self.sets = [ShardSet(self._on_main(self._phantom_shards))]
-        self.eval_sets = self._open_labelled()
+        self.labelled = labelled_sets(config, self.sets, self.say)
         stream = Stream(self.sets, self.weights, config.seed, config.data.shard_group)
         on_cpu = self.state.device.type == "cpu"
         self.trainer = Trainer(config, Accelerator(cpu=on_cpu, mixed_precision=self.precision.mixed), stream)
@@ -146,24 +136,6 @@ class Run:
         manifest = pack(settings)
         self.say(f"packed {manifest['ledgers']['boxes']['used']} tooth crops into {shards}")
         return shards
-
-    def _open_labelled(self) -> list[ShardSet]:
-        """The shard sets k-NN is measured on: those named, else the labelled holdouts beside the training sets."""
-        label = self.config.eval.label
-        if self.config.eval.shards:
-            sets = [ShardSet(path) for path in self.config.eval.shards]
-            check_label(sets, label)
-            return sets
-        sets = [ShardSet(path) for path in (shards.path / "holdout" for shards in self.sets) if path.is_dir()]
-        try:
-            if sets:
-                check_label(sets, label)
-        except EvaluationError as error:
-            if not self.config.data.shards:
-                raise  # the phantom's labels are known: a misspelling
-            self.say(f"no k-NN at the end: {error}")
-            return []
-        return sets
 
     def _identity(self) -> str:
         """All that the run computes from, as JSON: settings, arithmetic, and the data by checksum."""
@@ -267,31 +239,14 @@ class Run:
         if not lines:
             raise ConfigError(f"{self.resume} is at the last step of its run: nothing is left to do, give more --steps")
         self.last_line = lines[-1]
-        scores = {"knn": self._knn()} if self.eval_sets else {}
+        teacher = self.trainer.teacher.backbone
+        scores = {"knn": knn_of_run(self.config, teacher, self.labelled, self.sets)} if self.labelled else {}
         facts = self._write_facts(scores)
         rows = summary_rows(lines, scores, self.config.method.prototypes)
         write_report(self.folder, rows, facts["settings"])
         self.folder.write_state("finished", self.trainer.step)
         self.say("\n" + format_summary(rows))
         self.say(f"\n  weights  {self.folder.weights}\n  facts    {self.folder.facts}\n  report   {self.folder.report}")
-
-    def _knn(self) -> dict[str, Any]:
-        """k-NN of the teacher, of the random weights it began with, of raw pixels and of crop size."""
-        config, evaluation = self.config, self.config.eval
-        size, label = config.views.global_size, evaluation.label
-        crops = load_labelled(self.eval_sets, label, size)
-        held_out = len(crops.labels)
-        evaluated = {shards.path.resolve() for shards in self.eval_sets}
-        others = [shards for shards in self.sets if shards.path.resolve() not in evaluated]
-        if evaluation.bank and others and carries_label(others, label):
-            crops = joined(crops, load_labelled(others, label, size, evaluation.bank))
-        scored = np.arange(len(crops.labels)) < held_out
-        arguments = crops.images, config.mean, config.std
-        untrained = build_networks(config)[1].backbone.to(self.state.device)
-        calibrate_batchnorm(untrained, *arguments)
-        before = embed(untrained, *arguments, evaluation.batch_size)
-        after = embed(self.trainer.teacher.backbone, *arguments, evaluation.batch_size)
-        return {"label": label, **knn_scores(crops, scored, before, after, evaluation.neighbours, evaluation.folds)}
 
     def _draw_views(self) -> None:
         """The first picture of a run: what the networks will see."""

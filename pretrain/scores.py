@@ -1,0 +1,63 @@
+"""What a run is scored on, and its k-NN beside the baselines that it must beat."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_shards.stream import ShardSet
+from pretrain.backbones import Backbone
+from pretrain.config import Config
+from pretrain.evaluate import (
+    EvaluationError,
+    calibrate_batchnorm,
+    carries_label,
+    check_label,
+    embed,
+    joined,
+    knn_scores,
+    load_labelled,
+)
+from pretrain.trainer import build_networks
+
+
+def labelled_sets(config: Config, training: Sequence[ShardSet], say: Callable[[str], None]) -> list[ShardSet]:
+    """The shard sets k-NN is measured on: those named, else the labelled holdouts beside the training sets.
+
+    Raises EvaluationError for named sets, or a phantom, that cannot be scored; of a user's own holdout it only says so.
+    """
+    label = config.eval.label
+    if config.eval.shards:
+        sets = [ShardSet(path) for path in config.eval.shards]
+        check_label(sets, label)
+        return sets
+    sets = [ShardSet(path) for path in (shards.path / "holdout" for shards in training) if path.is_dir()]
+    try:
+        if sets:
+            check_label(sets, label)
+    except EvaluationError as error:
+        if not config.data.shards:
+            raise  # the phantom's labels are known: a misspelling
+        say(f"no k-NN at the end: {error}")
+        return []
+    return sets
+
+
+def knn_of_run(
+    config: Config, teacher: Backbone, labelled: Sequence[ShardSet], training: Sequence[ShardSet]
+) -> dict[str, Any]:
+    """k-NN of the teacher, of the random weights it began with, of raw pixels and of crop size."""
+    size, label = config.views.global_size, config.eval.label
+    crops = load_labelled(labelled, label, size)
+    held_out = len(crops.labels)
+    evaluated = {shards.path.resolve() for shards in labelled}
+    others = [shards for shards in training if shards.path.resolve() not in evaluated]
+    if config.eval.bank and others and carries_label(others, label):
+        crops = joined(crops, load_labelled(others, label, size, config.eval.bank))
+    scored = np.arange(len(crops.labels)) < held_out
+    arguments = crops.images, config.mean, config.std
+    untrained = build_networks(config)[1].backbone.to(next(teacher.parameters()).device)
+    calibrate_batchnorm(untrained, *arguments)
+    before = embed(untrained, *arguments, config.eval.batch_size)
+    after = embed(teacher, *arguments, config.eval.batch_size)
+    return {"label": label, **knn_scores(crops, scored, before, after, config.eval.neighbours, config.eval.folds)}
