@@ -14,7 +14,7 @@ from torch import Tensor
 from downstream.config import CropsConfig, DownstreamError, WeightsConfig
 from downstream.crops import embed_crops, find_crops
 from downstream.weights import Weights
-from pretrain.backbones import RELEASED, Backbone
+from pretrain.backbones import Backbone, release_of
 from pretrain.checkpoint import replace_atomically
 
 
@@ -35,7 +35,7 @@ def export(config: WeightsConfig, weights: Weights) -> dict[str, Any]:
     folder is loaded again and compared with the backbone. Raises DownstreamError unless every bit is equal.
     """
     model = copy.deepcopy(weights.model).to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    release = RELEASED.get(weights.backbone)
+    release = release_of(weights.backbone)
     timm_name = release.timm_name if release else weights.backbone
     options = {"in_chans": 1, "num_classes": 0, **(release.options if release else {})}
     plain = timm.create_model(timm_name, pretrained=False, **options)

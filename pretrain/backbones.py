@@ -83,17 +83,22 @@ class Backbone(nn.Module):
         return self.m(images)[-1].mean(self._space)
 
 
+def release_of(name: str) -> Release | None:
+    """The released backbone that `name` stands for: its short or class name, timm model or a checkpoint's stem."""
+    for short, release in RELEASED.items():
+        if name in (short, release.class_name, release.timm_name, *release.checkpoints):
+            return release
+    return RELEASED["vit"] if name == "ViTBackbone" else None  # the release spells its ViT both ways
+
+
 def build_backbone(name: str) -> Backbone:
     """Build a backbone with random weights.
 
     `name` is one of the 12 short names (`vit`, `starnet_s4`, ...), a release class name (`ViT_backbone`), a published
     checkpoint's stem, or any timm model that supports `features_only`. Raises BackboneError when it is none of these.
     """
-    for short, release in RELEASED.items():
-        if name in (short, release.class_name, release.timm_name, *release.checkpoints):
-            return Backbone(release.timm_name, **release.options)
-    if name == "ViTBackbone":  # the release spells its ViT both ways
-        return build_backbone("vit")
+    if release := release_of(name):
+        return Backbone(release.timm_name, **release.options)
     try:
         return Backbone(name)
     except (RuntimeError, AttributeError, TypeError, AssertionError, ValueError, KeyError, OSError) as error:

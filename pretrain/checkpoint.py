@@ -132,16 +132,30 @@ def _read(path: Path) -> Any:
         raise CheckpointError(f"no checkpoint at {path}; check the path")
     try:
         content = path.read_bytes()
-        if zipfile.is_zipfile(io.BytesIO(content)):  # older torch wrote no zip; such a file carries no checksum
-            with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                if damaged := archive.testzip():
-                    raise CheckpointError(f"{path} is damaged (checksum of {damaged} is wrong); use another copy")
+        if damaged := _damaged_member(content):
+            raise CheckpointError(f"{path} is damaged (checksum of {damaged} is wrong); use another copy")
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(f"{path} cannot be read as weights ({reason}); use another copy") from error
+
+
+def _damaged_member(content: bytes) -> str | None:
+    """The first member of torch's zip whose bytes are not those written, by the zip's CRC.
+
+    One bit in the zip's directory can keep the CRC from being looked at: a smaller size (zipfile then checks nothing),
+    or the mark of a folder (torch then reads nothing, and gives whatever memory holds). torch writes neither.
+    """
+    if not zipfile.is_zipfile(io.BytesIO(content)):  # older torch wrote no zip; such a file carries no checksum
+        return None
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for member in archive.infolist():
+            stored_whole = member.compress_type == zipfile.ZIP_STORED and member.compress_size == member.file_size
+            if not stored_whole or member.external_attr & 0x10:
+                return member.filename
+        return archive.testzip()
 
 
 def _mismatches(name: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:

@@ -56,6 +56,8 @@ class MethodConfig:
     """EMA momentum at the first step. Small runs need a teacher that moves: 0.996 is for 100 epochs of photographs."""
     ema_end: float = 1.0
     """EMA momentum at the last step, reached by a cosine: the teacher settles as the run ends."""
+    head_pass: Literal["per_size", "joint"] = "per_size"
+    """Crops that the head's BatchNorm sees at once: those of one size, or all."""
     centering: Literal["sinkhorn", "mean"] = "sinkhorn"
     """How the targets are kept off one prototype for all: Sinkhorn-Knopp over the global batch, or DINO's moving mean.
     With the mean, short runs fell into few clusters and knew less than random weights."""

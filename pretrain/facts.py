@@ -7,7 +7,7 @@ from typing import Any
 
 from augment import RESIZE_RULE
 from data_shards.stream import ShardSet
-from pretrain.backbones import RELEASED
+from pretrain.backbones import release_of
 from pretrain.checkpoint import replace_atomically
 from pretrain.config import Config
 
@@ -27,7 +27,7 @@ def weights_facts(
     monitors: dict[str, Any],
 ) -> dict[str, Any]:
     """The facts about one combined checkpoint, JSON-ready; paths are left out, data sets are named by checksum."""
-    release = RELEASED.get(config.backbone)
+    release = release_of(config.backbone)
     return {
         "format": "combined: {'backbone': state dict, 'proj_head': state dict}, float32",
         "weights_of": "teacher",

@@ -13,19 +13,21 @@ from pretrain.heads import proj_head
 class Network(nn.Module):
     """Backbone and projection head; student and teacher are two of these."""
 
-    def __init__(self, backbone: Backbone, head: proj_head) -> None:
+    def __init__(self, backbone: Backbone, head: proj_head, joint_head: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
         self.proj_head = head
+        self.joint_head = joint_head
 
     def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Batches of views, one tensor [N_i, 1, H_i, W_i] per crop size -> features [N, C] and logits [N, K] float32.
 
-        One pass per size: sizes cannot be stacked, and the head's BatchNorm must not see two crop types at once.
+        The backbone passes once per size, since sizes cannot be stacked. So does the head, whose BatchNorm then sees
+        one crop type at a time; with `joint_head` it passes once over all crops.
         """
         features = [self.backbone(batch) for batch in views]
-        logits = [self.proj_head(f) for f in features]
-        return torch.cat(features).float(), torch.cat(logits)
+        batches = [torch.cat(features)] if self.joint_head else features
+        return torch.cat(features).float(), torch.cat([self.proj_head(batch) for batch in batches])
 
 
 def teacher_of(student: Network) -> Network:

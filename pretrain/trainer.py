@@ -62,7 +62,8 @@ def build_networks(config: Config) -> tuple[Network, Network]:
     sizes = [config.views.global_size] + [config.views.local_size] * bool(config.views.local_count)
     for size in sizes:
         check_view_size(backbone, config.backbone, size)
-    student = Network(backbone, proj_head(backbone.num_features, config.method.prototypes))
+    head = proj_head(backbone.num_features, config.method.prototypes)
+    student = Network(backbone, head, joint_head=config.method.head_pass == "joint")
     student = student.to(memory_format=torch.channels_last).train()
     return student, teacher_of(student)
 

@@ -4,10 +4,14 @@ import pickle
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import pretrain
 from pretrain.backbones import RELEASED, BackboneError, build_backbone, check_view_size
 from pretrain.checkpoint import CheckpointError, load_combined, load_resume, read_combined, save_combined, save_resume
+from pretrain.config import Config
+from pretrain.facts import weights_facts
 from pretrain.heads import proj_head
 
 HEAD_KEYS = [
@@ -110,6 +114,42 @@ def test_a_flipped_bit_or_a_torn_file_is_noticed(tmp_path):
             load_resume(path)
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 2**31))
+def test_any_flipped_bit_is_noticed_or_changes_nothing(resume_bytes, bit):
+    """Dates and padding of the zip carry no meaning; everywhere else one bit must be told."""
+    path, whole, state = resume_bytes
+    assert_told_or_same(path, whole, bit % (8 * len(whole)), state)
+
+
+def test_no_bit_of_the_zip_directory_escapes(resume_bytes):
+    """A size made smaller there keeps zipfile from checking the CRC, the mark of a folder keeps torch from reading."""
+    path, whole, state = resume_bytes
+    for bit in range(8 * whole.index(b"PK\x01\x02"), 8 * len(whole)):
+        assert_told_or_same(path, whole, bit, state)
+
+
+def assert_told_or_same(path, whole, bit, state):
+    damaged = bytearray(whole)
+    damaged[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(damaged)
+    try:
+        loaded = load_resume(path)
+    except CheckpointError:
+        return
+    assert loaded["step"] == state["step"]
+    assert loaded["identity"] == state["identity"]
+    assert torch.equal(loaded["center"], state["center"])
+
+
+@pytest.fixture(scope="module")
+def resume_bytes(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bits") / "step-00000007.pth"
+    state = {"step": 7, "identity": "of the run", "center": torch.randn(20)}
+    save_resume(path, state)
+    return path, path.read_bytes(), state
+
+
 def test_names_resolve_in_every_spelling():
     import pretrain.backbones as room
 
@@ -120,6 +160,13 @@ def test_names_resolve_in_every_spelling():
     assert build_backbone("1_ghostnetv3_combined").num_features == 160
     assert build_backbone("resnet10t").num_features == 512  # any timm model with feature maps
     assert {"build_backbone", "proj_head", "load_combined", "save_combined"} <= set(pretrain.__all__)
+
+
+def test_facts_name_the_timm_model_in_every_spelling():
+    for spelling in ("vit", "ViTBackbone", "0_vit_public_ssl"):
+        facts = weights_facts(Config(backbone=spelling), [], None, 384, "fp32", 0, 1, {}, {})
+        assert facts["timm_name"] == "vit_small_patch16_rope_mixed_224.naver_in1k"
+    assert weights_facts(Config(backbone="resnet10t"), [], None, 512, "fp32", 0, 1, {}, {})["timm_name"] == "resnet10t"
 
 
 def test_errors_of_backbones_say_what_to_do():

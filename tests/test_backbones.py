@@ -1,0 +1,92 @@
+"""All released backbones, and others, through the whole of training at the sizes of the release."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from augment.config import ViewConfig
+from data_shards.stream import ShardSet, Stream
+from pretrain.backbones import RELEASED, build_backbone
+from pretrain.checkpoint import load_combined, load_resume, save_combined, save_resume
+from pretrain.config import Config, DataConfig
+from pretrain.heads import proj_head
+from pretrain.trainer import Trainer
+
+OTHERS = ("resnet18", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224", "edgenext_xx_small", "hrnet_w18_small")
+"""Timm models that are not released: a plain one, windows in NHWC, a plain ViT, a hybrid, several branches."""
+
+
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory) -> Stream:
+    """24 crops of noise as foreign shards."""
+    path = tmp_path_factory.mktemp("noise") / "noise.tar"
+    rng = np.random.default_rng(0)
+    with tarfile.open(path, "w") as tar:
+        for i in range(24):
+            pixels = cv2.resize(rng.integers(0, 256, (20, 12), dtype=np.uint8), (90, 160))
+            content = cv2.imencode(".png", pixels)[1].tobytes()
+            info = tarfile.TarInfo(f"{i:03d}.png")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return Stream([ShardSet(path)], None, seed=0)
+
+
+def trainer_of(backbone: str, stream: Stream) -> Trainer:
+    sizes = {"global_size": (320, 240), "local_size": (128, 96)}
+    if backbone in ("swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"):
+        sizes = {"global_size": (224, 224), "local_size": (224, 224)}  # models of one size
+    config = Config(
+        backbone=backbone,
+        steps=4,
+        checkpoint_every=2,
+        data=DataConfig(batch_size=4, workers=0),
+        views=ViewConfig(local_count=2, **sizes),
+    )
+    return Trainer(config, Accelerator(cpu=True), stream)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("mambaout_femto", "resnet18") else pytest.mark.slow)
+        for name in (*RELEASED, *OTHERS)
+    ],
+)
+def test_backbone_trains_resumes_and_reloads_at_the_released_sizes(name, stream, tmp_path: Path):
+    torch.set_num_threads(2)
+    whole, lines, saved = trainer_of(name, stream), [], tmp_path / "step-00000002.pth"
+    begun = [p.clone() for p in whole.teacher.parameters()]
+
+    def save() -> None:
+        if whole.step == 2:
+            save_resume(saved, whole.state_dict())
+
+    assert whole.run(lines.append, save, lambda: False)
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    assert all(p.dtype == torch.float32 for p in whole.teacher.parameters())
+    moved = [not torch.equal(a, b) for a, b in zip(begun, whole.teacher.parameters(), strict=True)]
+    assert sum(moved) == sum(p.requires_grad for p in whole.student.parameters())  # all but the fixed gain
+
+    resumed, again = trainer_of(name, stream), []
+    resumed.load_state_dict(load_resume(saved))
+    assert resumed.run(again.append, lambda: None, lambda: False)
+    assert [line["loss"] for line in again] == [line["loss"] for line in lines[2:]]
+    expected = whole.state_dict()["teacher"]
+    assert all(torch.equal(v, expected[k]) for k, v in resumed.state_dict()["teacher"].items())
+
+    save_combined(tmp_path / "weights.pth", whole.teacher.backbone, whole.teacher.proj_head)
+    backbone = build_backbone(name)
+    head = proj_head(backbone.num_features)
+    load_combined(tmp_path / "weights.pth", backbone, head)
+    for ours, theirs in ((backbone, whole.teacher.backbone), (head, whole.teacher.proj_head)):
+        expected = theirs.state_dict()
+        assert all(torch.equal(v, expected[k]) for k, v in ours.state_dict().items())
+    crops = torch.randn(2, 1, *whole.config.views.global_size)
+    with torch.no_grad():  # other memory formats round differently
+        torch.testing.assert_close(backbone.eval()(crops), whole.teacher.backbone.eval()(crops), rtol=1e-3, atol=1e-4)

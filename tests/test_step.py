@@ -1,0 +1,191 @@
+"""The whole step against an independent one in float64: loops, autograd and AdamW by hand; only layers are shared."""
+
+import copy
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from augment.config import ViewConfig
+from pretrain.config import Config, DataConfig, MethodConfig, OptimConfig
+from pretrain.heads import proj_head
+from pretrain.student_teacher import Network, teacher_of
+from pretrain.trainer import Trainer, rates_at
+
+STEPS, BATCH, K = 8, 12, 10
+
+
+class TinyBackbone(torch.nn.Module):
+    """Convolution, BatchNorm, GELU, mean: enough for every kind of parameter and for two crop sizes."""
+
+    num_features = 8
+
+    def __init__(self):
+        super().__init__()
+        layers = [
+            torch.nn.Conv2d(1, 8, 3, bias=False),
+            torch.nn.BatchNorm2d(8),
+            torch.nn.GELU(),
+            torch.nn.Conv2d(8, 8, 3),
+        ]
+        self.m = torch.nn.Sequential(*layers)
+
+    def forward(self, x):
+        return self.m(x).mean((2, 3))
+
+
+def configuration(centering: str, head_pass: str) -> Config:
+    return Config(
+        steps=STEPS,
+        data=DataConfig(batch_size=BATCH),
+        views=ViewConfig(global_size=(16, 12), local_size=(8, 6), local_count=3),
+        method=MethodConfig(
+            prototypes=K,
+            centering=centering,
+            head_pass=head_pass,
+            teacher_temperature=0.1,  # float32 keeps six digits of the logits, and they are divided by this
+            teacher_temperature_start=0.05,
+            teacher_temperature_warmup=0.5,
+            ema_start=0.9,
+            freeze_last_layer=0.3,
+        ),
+        optim=OptimConfig(lr=1e-2, warmup=0.25, weight_decay=0.04, weight_decay_end=0.4, clip=0.3),
+    )
+
+
+def reference_rates(step: int) -> SimpleNamespace:
+    """The schedules of `configuration`, written out."""
+    half = lambda start, end, done: end + (start - end) * (1 + np.cos(np.pi * done)) / 2  # noqa: E731
+    lr = 1e-2 * (step + 1) / 2 if step < 2 else half(1e-2, 1e-6, (step - 2) / 5)
+    done = step / 7
+    return SimpleNamespace(
+        lr=lr,
+        decay=half(0.04, 0.4, done),
+        momentum=half(0.9, 1.0, done),
+        temperature=min(0.05 + 0.05 * step / 4, 0.1),
+        frozen=step < 2,
+    )
+
+
+class Reference:
+    """The method in float64, from the papers' formulas."""
+
+    def __init__(self, student: Network, config: Config) -> None:
+        self.config = config
+        self.student = copy.deepcopy(student).double().train()
+        self.teacher = copy.deepcopy(self.student)
+        self.center = torch.zeros(K, dtype=torch.float64)
+        self.moments: dict[str, tuple[torch.Tensor, torch.Tensor, int]] = {}
+
+    def logits(self, network: Network, features: list[torch.Tensor]) -> torch.Tensor:
+        if self.config.method.head_pass == "joint":
+            features = [torch.cat(features)]
+        rows = [network.proj_head.mlp(f) for f in features]
+        h = torch.cat(rows)
+        v = network.proj_head.last_layer.weight_v
+        return (h / h.square().sum(1, keepdim=True).sqrt()) @ (v / v.square().sum(1, keepdim=True).sqrt()).T
+
+    def targets(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
+        if self.config.method.centering == "mean":
+            e = torch.exp((logits - self.center) / temperature)
+            return e / e.sum(1, keepdim=True)
+        q = torch.exp(logits / temperature)
+        for _ in range(3):
+            q = q / q.sum(0, keepdim=True)
+            q = q / q.sum(1, keepdim=True)
+        return q
+
+    def step(self, number: int, views: list[torch.Tensor]) -> tuple[float, float, float]:
+        rates = reference_rates(number)
+        globals_, locals_ = ((v.double() / 255 - 0.5) / 0.25 for v in views)
+        with torch.no_grad():
+            teacher = self.logits(self.teacher, [self.teacher.backbone(globals_)])
+            targets = self.targets(teacher, rates.temperature)
+        features = [self.student.backbone(globals_), self.student.backbone(locals_)]
+        student = self.logits(self.student, features)
+
+        loss, pairs = torch.zeros((), dtype=torch.float64), 0
+        for t in range(2):
+            for s in range(5):
+                if s == t:
+                    continue
+                pairs += 1
+                for image in range(BATCH):
+                    e = torch.exp(student[s * BATCH + image] / 0.1)
+                    loss = loss - (targets[t * BATCH + image] * torch.log(e / e.sum())).sum() / BATCH
+        loss = loss / pairs
+        koleo = torch.zeros((), dtype=torch.float64)
+        for view in features[0].split(BATCH):
+            unit = view / view.square().sum(1, keepdim=True).sqrt()
+            fixed = unit.detach()
+            for image in range(BATCH):
+                others = torch.cat([fixed[:image], fixed[image + 1 :]])
+                squared = (unit[image] - others).square().sum(1)
+                koleo = koleo - torch.log(squared.min().sqrt() + 1e-3) / (2 * BATCH)
+
+        named = {n: p for n, p in self.student.named_parameters() if p.requires_grad}
+        if rates.frozen:
+            named = {n: p for n, p in named.items() if "last_layer" not in n}
+        gradients = torch.autograd.grad(loss + self.config.method.koleo * koleo, list(named.values()))
+        norm = math.sqrt(sum(float(g.square().sum()) for g in gradients))
+        shrink = min(1.0, 0.3 / (norm + 1e-6))  # the small constant is torch's
+        with torch.no_grad():
+            for (name, p), gradient in zip(named.items(), gradients, strict=True):
+                self.adamw(name, p, gradient * shrink, rates.lr, rates.decay if p.ndim > 1 else 0.0)
+            for mine, theirs in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+                mine.copy_(rates.momentum * mine + (1 - rates.momentum) * theirs)
+        self.center = 0.9 * self.center + 0.1 * teacher.mean(0)
+        return loss.item(), koleo.item(), norm
+
+    def adamw(self, name: str, p: torch.Tensor, g: torch.Tensor, lr: float, decay: float) -> None:
+        """Loshchilov & Hutter 2019, algorithm 2, with beta 0.9 and 0.999, epsilon 1e-8."""
+        m, v, t = self.moments.get(name, (torch.zeros_like(p), torch.zeros_like(p), 0))
+        m, v, t = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g, t + 1
+        self.moments[name] = m, v, t
+        p.mul_(1 - lr * decay)
+        p.sub_(lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8))
+
+
+def trainer_of(config: Config, monkeypatch) -> Trainer:
+    torch.manual_seed(0)
+    student = Network(TinyBackbone(), proj_head(8, K, 8, 8), joint_head=config.method.head_pass == "joint").train()
+    # Gradients far above float32's rounding, so that Adam's g / |g| has a sign to keep.
+    with torch.no_grad():
+        for p in student.proj_head.parameters():
+            p.mul_(10 if p.ndim > 1 and p.requires_grad else 1)
+    monkeypatch.setattr("pretrain.trainer.build_networks", lambda _: (student, teacher_of(student)))
+    trainer = Trainer(config, Accelerator(cpu=True), range(1000))
+    trainer.trained = trainer.student
+    return trainer
+
+
+@pytest.mark.parametrize("head_pass", ["per_size", "joint"])
+@pytest.mark.parametrize("centering", ["sinkhorn", "mean"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])
+def test_every_step_is_the_formulas(dtype, tolerance, centering, head_pass, monkeypatch):
+    """In float64 nothing but a wrong formula can differ; in float32, as runs compute, rounding of eight steps may."""
+    config = configuration(centering, head_pass)
+    trainer = trainer_of(config, monkeypatch)
+    reference = Reference(trainer.student, config)
+    if dtype == torch.float64:
+        monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # the step asks for float32 by this name
+        for part in (trainer.student, trainer.teacher):
+            part.double()
+        trainer.center = trainer.center.double()
+    rng = np.random.default_rng(0)
+    for number in range(STEPS):
+        views = [
+            torch.from_numpy(rng.integers(0, 256, (n * BATCH, 1, *size), dtype=np.uint8))
+            for n, size in ((2, (16, 12)), (3, (8, 6)))
+        ]
+        loss, koleo, norm = reference.step(number, views)
+        measured = trainer.train_step(views, rates_at(config, number, STEPS))["measured"].tolist()
+        assert measured[:3] == pytest.approx([loss, koleo, norm], rel=tolerance, abs=tolerance)
+        for ours, theirs in ((trainer.student, reference.student), (trainer.teacher, reference.teacher)):
+            for (name, p), expected in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+                np.testing.assert_allclose(p.detach(), expected.detach(), rtol=0, atol=tolerance, err_msg=name)
+        np.testing.assert_allclose(trainer.center, reference.center, rtol=0, atol=tolerance)
+    assert norm > 0.3  # clipping was at work
