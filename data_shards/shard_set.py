@@ -84,6 +84,18 @@ class ShardSet:
         """Where every sample lies: a structured array [samples] of INDEX_DTYPE."""
         return self._index
 
+    @property
+    def checksum(self) -> str:
+        """SHA-256 that tells sets apart wherever they lie: of the manifest's checksums of index and shards.
+
+        Foreign shards have none; theirs is of the index and the shards' sizes, so pixels changed in place go unnoticed.
+        """
+        if self.manifest:
+            parts = [self.manifest["index"]["sha256"], *(s.get("sha256", "") for s in self.manifest["shards"])]
+        else:
+            parts = [hashlib.sha256(self._index.tobytes()).hexdigest(), *(str(p.stat().st_size) for p in self.shards)]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
     def image_bytes(self, i: int) -> bytes:
         """The encoded image of sample `i` as stored."""
         row = self._row(i)

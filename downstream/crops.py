@@ -12,7 +12,8 @@ from data_shards.shard_set import ShardSet
 from downstream.config import DownstreamError
 from downstream.weights import Weights, to_device
 from pretrain.backbones import Backbone, build_backbone
-from pretrain.evaluate import PIXELS, calibrate_batchnorm, embed, pixel_features, size_features
+from pretrain.batchnorm import calibrate_batchnorm
+from pretrain.evaluate import PIXELS, embed, pixel_features, size_features
 
 CALIBRATION = 1024
 """Crops for the BatchNorm statistics of a random backbone: they are steady well before."""

@@ -99,25 +99,6 @@ def embed(backbone: nn.Module, images: np.ndarray, mean: float, std: float, batc
     return torch.cat(features).float().cpu().numpy()
 
 
-@torch.no_grad()
-def calibrate_batchnorm(backbone: nn.Module, images: np.ndarray, mean: float, std: float, batch_size: int = 64) -> None:
-    """Set BatchNorm buffers to the statistics of `images`; an untrained backbone's are 0 and 1, which is unfair."""
-    norms = [m for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [m.momentum for m in norms]
-    training = backbone.training
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over the batches
-    backbone.train()
-    device = next(backbone.parameters()).device
-    batch_size = min(batch_size, len(images))
-    for i in range(0, len(images) - batch_size + 1, batch_size):  # whole batches, so that each weighs the same
-        backbone(normalised(torch.from_numpy(images[i : i + batch_size]).unsqueeze(1).to(device), mean, std))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    backbone.train(training)
-
-
 def knn_predict(bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, neighbours: int) -> np.ndarray:
     """Majority vote of the `neighbours` nearest by Euclidean distance; features [N, C] and [M, C] -> labels [M].
 

@@ -49,7 +49,7 @@ def weights_facts(
         "training": {"step": step, "steps": total, "samples_seen": step * config.data.batch_size},
         "data": [
             {
-                "index_sha256": s.manifest.get("index", {}).get("sha256"),
+                "sha256": s.checksum,
                 "crops": len(s),
                 "patients": s.manifest.get("statistics", {}).get("patients"),
                 "weight": weights[i] if weights else None,

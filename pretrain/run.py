@@ -4,10 +4,12 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import cv2
+import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
@@ -18,14 +20,16 @@ from augment.preview import draw_views
 from data_shards.pack import PackConfig, pack
 from data_shards.phantom import write_archive
 from data_shards.stream import ShardSet, Stream
-from pretrain.checkpoint import load_resume, replace_atomically, save_combined, save_resume
+from pretrain.backbones import build_backbone
+from pretrain.batchnorm import calibration_crops, exported
+from pretrain.checkpoint import load_combined, load_resume, replace_atomically, save_combined, save_resume
 from pretrain.config import Config, ConfigError, parsed_shards
 from pretrain.facts import weights_facts, write_facts
 from pretrain.precision import resolve_precision, resolve_threads
 from pretrain.report import format_summary, summary_rows, write_report
 from pretrain.run_folder import MetricsLog, RunFolder, flat, read_metrics
 from pretrain.scores import knn_of_run, labelled_sets
-from pretrain.stop import StopSignals
+from pretrain.stop import StopSignals, launcher_is_gone
 from pretrain.trainer import DivergedError, Trainer
 
 T = TypeVar("T")
@@ -52,10 +56,10 @@ class Run:
         config = self.config
         config.check(self.state.num_processes)
         self.precision = resolve_precision(config.precision, self.state.device)
-        threads = resolve_threads(config.threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        torch.set_num_threads(threads)
+        self.threads = resolve_threads(config.threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        torch.set_num_threads(self.threads)
         self.say(
-            f"{config.backbone} on {self.state.num_processes} x {self.state.device.type}, {threads} threads each, "
+            f"{config.backbone} on {self.state.num_processes} x {self.state.device.type}, {self.threads} threads each, "
             f"precision {self.precision.mixed.replace('no', 'fp32')} ({self.precision.why})"
         )
         paths, self.weights = parsed_shards(config.data.shards)
@@ -101,6 +105,7 @@ class Run:
             self.say(f"moved the old run to {aside}")
         folder.create()
         folder.lock()
+        folder.sweep()
         folder.stop.unlink(missing_ok=True)  # of an earlier try; one put there from now on counts
 
     def _begin(self) -> None:
@@ -141,8 +146,17 @@ class Run:
         """All that the run computes from, as JSON: settings, arithmetic, and the data by checksum."""
         settings = flat(json.loads(json.dumps(dataclasses.asdict(self.config))))
         kept = {k: v for k, v in settings.items() if k not in HARMLESS and not k.startswith("eval.")}
-        data = [shards.manifest.get("index", {}).get("sha256", len(shards)) for shards in self.sets]
+        data = [shards.checksum for shards in self.sets]
         return json.dumps(kept | {"precision": self.precision.mixed, "data": data, "data.weights": self.weights})
+
+    def _circumstances(self) -> dict[str, Any]:
+        """What moves the last bits of a float and is no setting."""
+        return {
+            "processes": self.state.num_processes,
+            "threads": self.threads,
+            "device": self.state.device.type,
+            "torch": torch.__version__,
+        }
 
     def _restore(self) -> None:
         """Load the checkpoint to continue from, the same one on every rank; refuse one of another run."""
@@ -151,15 +165,16 @@ class Run:
             return
         state = load_resume(path)
         old, new = json.loads(state.pop("identity", "{}")), json.loads(self._identity())
-        changed = [f"{k} was {old.get(k)}, now {new.get(k)}" for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
-        if changed:
+        if changed := _differences(old, new):
             raise ConfigError(
-                f"{path} is of a run with other settings ({'; '.join(changed)}); give those again, or another --out, "
+                f"{path} is of a run with other settings ({changed}); give those again, or another --out, "
                 "or --resume never to move the old run aside"
             )
         self.trainer.load_state_dict(state)
         if self.trainer.step < self.trainer.total:
             self.say(f"continuing from step {self.trainer.step}")
+            if changed := _differences(json.loads(state["circumstances"]), self._circumstances()):
+                self.say(f"note: samples and views are the same, the last bits of losses may not be ({changed})")
 
     def _checkpoint(self) -> Path | None:
         if self.resume not in ("auto", "never"):
@@ -189,7 +204,7 @@ class Run:
 
         try:
             with StopSignals() as asked:
-                complete = trainer.run(log, save, lambda: asked.stop or folder.stop.exists())
+                complete = trainer.run(log, save, lambda: asked.stop or launcher_is_gone() or folder.stop.exists())
         except BaseException as error:
             if self.main:
                 folder.write_state("failed", trainer.step)
@@ -207,13 +222,19 @@ class Run:
         return complete
 
     def _save(self) -> None:
-        """Resume checkpoint first, then the weights for users and their facts."""
+        """Weights for users and their facts, then the resume checkpoint: who continues from it finds both written."""
         folder, trainer = self.folder, self.trainer
-        save_resume(folder.resume_file(trainer.step), {**trainer.state_dict(), "identity": self._identity()})
-        folder.prune(self.config.keep)
-        save_combined(folder.weights, trainer.teacher.backbone, trainer.teacher.proj_head)
+        network = exported(trainer.teacher, self._calibration_crops, self.config)
+        save_combined(folder.weights, network.backbone, network.proj_head)
         self._write_facts({})
+        origin = {"identity": self._identity(), "circumstances": json.dumps(self._circumstances())}
+        save_resume(folder.resume_file(trainer.step), trainer.state_dict() | origin)
+        folder.prune(self.config.keep)
         folder.write_state("running", trainer.step)
+
+    @cached_property
+    def _calibration_crops(self) -> np.ndarray:
+        return calibration_crops(self.trainer.stream, self.config.views.global_size)
 
     def _write_facts(self, scores: dict[str, Any]) -> dict[str, Any]:
         monitors = {
@@ -234,13 +255,15 @@ class Run:
         return facts
 
     def _finish(self) -> None:
-        """Score the teacher, write facts, report and summary."""
+        """Score the weights as their users will load them, write facts, report and summary."""
         lines = read_metrics(self.folder.metrics)
         if not lines:
             raise ConfigError(f"{self.resume} is at the last step of its run: nothing is left to do, give more --steps")
         self.last_line = lines[-1]
-        teacher = self.trainer.teacher.backbone
-        scores = {"knn": knn_of_run(self.config, teacher, self.labelled, self.sets)} if self.labelled else {}
+        trained = build_backbone(self.config.backbone)
+        load_combined(self.folder.weights, trained)
+        trained.to(self.state.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        scores = {"knn": knn_of_run(self.config, trained, self.labelled, self.sets)} if self.labelled else {}
         facts = self._write_facts(scores)
         rows = summary_rows(lines, scores, self.config.method.prototypes)
         write_report(self.folder, rows, facts["settings"])
@@ -256,3 +279,8 @@ class Run:
         sheet = draw_views([shards.image(i) for i in chosen], MultiCrop(self.config.views), keys)
         encoded = cv2.imencode(".png", sheet[..., ::-1])[1].tobytes()
         replace_atomically(self.folder.views, lambda file: file.write(encoded))
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    names = sorted({*old, *new})
+    return "; ".join(f"{k} was {old.get(k)}, now {new.get(k)}" for k in names if old.get(k) != new.get(k))

@@ -3,6 +3,8 @@
 import dataclasses
 import fcntl
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -45,6 +47,14 @@ class RunFolder:
                 f"another process is training in {self.path}; wait for it, stop it with `touch {self.stop}`, "
                 "or give another --out"
             ) from None
+
+    def sweep(self) -> None:
+        """Delete what writes left behind that were killed midway; only while the folder is locked."""
+        for path in [*self.path.glob(".*"), *self.checkpoints.glob(".*")]:
+            if path.is_dir():  # of save_combined
+                shutil.rmtree(path)
+            elif re.fullmatch(r"\..+\.\d+", path.name):  # of replace_atomically
+                path.unlink()
 
     def _refuse_strangers(self) -> None:
         if self.path.is_file() or (self.path.is_dir() and not self._is_run()):

@@ -7,10 +7,10 @@ import numpy as np
 
 from data_shards.stream import ShardSet
 from pretrain.backbones import Backbone
+from pretrain.batchnorm import calibrate_batchnorm
 from pretrain.config import Config
 from pretrain.evaluate import (
     EvaluationError,
-    calibrate_batchnorm,
     carries_label,
     check_label,
     embed,
@@ -44,9 +44,9 @@ def labelled_sets(config: Config, training: Sequence[ShardSet], say: Callable[[s
 
 
 def knn_of_run(
-    config: Config, teacher: Backbone, labelled: Sequence[ShardSet], training: Sequence[ShardSet]
+    config: Config, trained: Backbone, labelled: Sequence[ShardSet], training: Sequence[ShardSet]
 ) -> dict[str, Any]:
-    """k-NN of the teacher, of the random weights it began with, of raw pixels and of crop size."""
+    """k-NN of the trained backbone, of the random weights it began with, of raw pixels and of crop size."""
     size, label = config.views.global_size, config.eval.label
     crops = load_labelled(labelled, label, size)
     held_out = len(crops.labels)
@@ -56,8 +56,8 @@ def knn_of_run(
         crops = joined(crops, load_labelled(others, label, size, config.eval.bank))
     scored = np.arange(len(crops.labels)) < held_out
     arguments = crops.images, config.mean, config.std
-    untrained = build_networks(config)[1].backbone.to(next(teacher.parameters()).device)
+    untrained = build_networks(config)[1].backbone.to(next(trained.parameters()).device)
     calibrate_batchnorm(untrained, *arguments)
     before = embed(untrained, *arguments, config.eval.batch_size)
-    after = embed(teacher, *arguments, config.eval.batch_size)
+    after = embed(trained, *arguments, config.eval.batch_size)
     return {"label": label, **knn_scores(crops, scored, before, after, config.eval.neighbours, config.eval.folds)}

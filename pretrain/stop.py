@@ -1,8 +1,18 @@
-"""Asking a run to stop by a signal."""
+"""Asking a run to stop: by a signal, or by the death of what launched it."""
 
+import os
 import signal
 from types import FrameType
 from typing import Any
+
+# Both launchers, accelerate's and torchrun's, leave their processes running when they are killed.
+LAUNCHED = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+LAUNCHER = os.getppid()  # as this process begins
+
+
+def launcher_is_gone() -> bool:
+    """Whether this process outlived its launcher: nobody would restart or stop it any more."""
+    return LAUNCHED and os.getppid() != LAUNCHER
 
 
 class StopSignals:

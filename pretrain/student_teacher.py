@@ -33,8 +33,8 @@ class Network(nn.Module):
 def teacher_of(student: Network) -> Network:
     """A float32 copy of the student that gradients never touch.
 
-    It stays in training mode: its BatchNorm normalises by the batch, as the student's does, and its running buffers
-    follow its own moving weights, which is what makes the exported teacher right in `eval()`.
+    It stays in training mode: its BatchNorm normalises by the batch, as the student's does. Its running buffers are
+    not used; those of an export are measured anew (pretrain/batchnorm.py).
     """
     return copy.deepcopy(student).requires_grad_(False).train()
 

@@ -112,7 +112,6 @@ class Trainer:
         ema_update(self.teacher, self.student, rates.ema_momentum)
         batch_mean = accelerator.reduce(teacher_logits.mean((0, 1)), reduction="mean")
         self.center = updated_center(self.center, batch_mean, config.method.center_momentum)
-        self.share_buffers()
         temperatures = rates.teacher_temperature, config.method.student_temperature
         monitors = step_monitors(teacher_logits, student_logits.detach(), temperatures)
         measured = torch.cat([torch.stack([loss.detach(), koleo.detach(), gradient_norm.detach()]), monitors])
@@ -191,18 +190,6 @@ class Trainer:
         self.center = state["center"].to(self.accelerator.device)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = int(state["step"])
-
-    @torch.no_grad()
-    def share_buffers(self) -> None:
-        """Average the teacher's BatchNorm buffers over ranks, so that what is saved does not depend on who saves it."""
-        if self.accelerator.num_processes == 1:
-            return
-        buffers = [b for b in self.teacher.buffers() if b.is_floating_point()]
-        if not buffers:
-            return
-        flat = self.accelerator.reduce(torch.cat([b.flatten() for b in buffers]), reduction="mean")
-        for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
-            buffer.copy_(mean.view_as(buffer))
 
     def _batches(self) -> Iterator[list[Tensor]]:
         accelerator = self.accelerator

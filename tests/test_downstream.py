@@ -25,7 +25,8 @@ from downstream.__main__ import main
 from downstream.finetune import class_weights, held_out, mild_views
 from pretrain import build_backbone, proj_head, save_combined
 from pretrain.backbones import RELEASED
-from pretrain.evaluate import balanced_accuracy, calibrate_batchnorm, knn_over_folds, unit
+from pretrain.batchnorm import calibrate_batchnorm
+from pretrain.evaluate import balanced_accuracy, knn_over_folds, unit
 
 SIZE = (64, 48)
 TINY = "test_resnet"  # of timm's own test models

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
 from pretrain.backbones import build_backbone
+from pretrain.batchnorm import calibrate_batchnorm
 from pretrain.config import Config, ConfigError, DataConfig, parsed_shards
 from pretrain.evaluate import (
     balanced_accuracy,
-    calibrate_batchnorm,
     embed,
     knn_over_folds,
     knn_predict,

@@ -1,5 +1,6 @@
 """The command as its user runs it: real processes, real kills, the files they leave."""
 
+import contextlib
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import cv2
+import psutil
 import pytest
 import torch
 import yaml
@@ -42,6 +44,16 @@ def run(*arguments: object, command: list[str] = PYTHON, code: int = 0) -> str:
     out, err = process.communicate(timeout=300)
     assert process.returncode == code, out + err
     return out + err
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """SIGKILL to the process and all below it; torchrun's workers have process groups of their own."""
+    assert process.poll() is None, "the run ended before it was killed"
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for one in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.communicate()
 
 
 def smoke(out: Path, shards: Path | None, *more: object, **options) -> str:
@@ -147,18 +159,29 @@ def test_killed_and_continued_is_the_same_run_to_the_bit(step, finished, tmp_pat
     out = tmp_path / "smoke"
     process = start(PYTHON, "--recipe", "smoke", "--out", out)
     wait_for(lambda: (out / "metrics.jsonl").exists() and len(complete_lines(out)) > step, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    kill(process)
     smoke(out, None, "--data.workers", 1)
     assert_same_run(out, finished[0])
+
+
+def test_killed_as_the_last_checkpoint_appears_it_is_finished_and_leaves_no_half_written_file(finished, tmp_path):
+    out = tmp_path / "smoke"
+    process = start(PYTHON, "--recipe", "smoke", "--out", out)
+    wait_for((out / "checkpoints" / "step-00000020.pth").exists, process)
+    kill(process)
+    (out / ".smoke-killed").mkdir()
+    for torn in (".smoke-killed/smoke.pth", ".state.json.4711", "checkpoints/.step-00000020.pth.4711"):
+        (out / torn).write_bytes(b"torn")
+    assert "k-NN tooth_type" in smoke(out, None)
+    assert_same_run(out, finished[0])
+    assert [p.name for p in out.rglob(".*")] == [".lock"]
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(finished, shards, tmp_path):
     out = tmp_path / "smoke"
     process = start(PYTHON, "--recipe", "smoke", "--out", out)
     wait_for(lambda: len(list((out / "checkpoints").glob("step-*"))) >= 2, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    kill(process)
     newest = max((out / "checkpoints").glob("step-*"))
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 4
@@ -183,19 +206,44 @@ def test_two_processes_train_on_the_same_batches_and_continue(shards, tmp_path):
     assert "on 2 x cpu" in smoke(whole, shards, "--steps", 8, command=LAUNCHED)
     process = start(LAUNCHED, "--recipe", "smoke", "--out", killed, "--data.shards", shards, "--steps", 8)
     wait_for(lambda: (killed / "metrics.jsonl").exists() and len(complete_lines(killed)) > 5, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    smoke(killed, shards, "--steps", 8, "--data.workers", 1, command=LAUNCHED)
+    kill(process)
+    assert len(complete_lines(killed)) < 8
+    printed = smoke(killed, shards, "--steps", 8, "--data.workers", 1, command=LAUNCHED)
+    assert "continuing from step 5" in printed
     assert_same_run(killed, whole)
     assert logged(whole)[-1]["samples_seen"] == 8 * 16
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_run_whose_launcher_was_killed_stops_and_saves(processes, shards, tmp_path):
+    out = tmp_path / "orphan"
+    command = LAUNCHED if processes == 2 else [*LAUNCHED[:3], "--config_file", "launch/cpu.yaml", "pretrain.py"]
+    process = start(command, "--recipe", "smoke", "--out", out, "--data.shards", shards, "--steps", 500)
+    wait_for(lambda: (out / "metrics.jsonl").exists() and len(complete_lines(out)) > 2, process)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    assert not psutil.wait_procs(workers, timeout=60)[1]
+    assert json.loads((out / "state.json").read_text())["state"] == "stopped"
+    assert (out / "checkpoints" / f"step-{len(logged(out)):08d}.pth").exists()
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_continues_as_one_and_says_what_may_differ(shards, tmp_path):
+    out = tmp_path / "elastic"
+    process = start(LAUNCHED, "--recipe", "smoke", "--out", out, "--data.shards", shards)
+    wait_for(lambda: list((out / "checkpoints").glob("step-*")), process)
+    kill(process)
+    printed = smoke(out, shards)
+    assert "the last bits of losses may not be (processes was 2, now 1)" in printed
+    assert [line["samples_seen"] for line in logged(out)] == [16 * (step + 1) for step in range(20)]
 
 
 def test_killed_while_the_phantom_is_drawn_or_corrected_after_a_mistake_the_same_folder_serves(tmp_path):
     out = tmp_path / "run"
     process = start(PYTHON, "--recipe", "smoke", "--out", out, "--data.phantom_patients", 400)
     wait_for(lambda: (out / "phantom").exists(), process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    kill(process)
     assert "cannot take views" in smoke(out, None, "--backbone", "convnextv2", "--views.local_size", "[16,16]", code=2)
     assert "k-NN tooth_type" in smoke(out, None, "--steps", 2)
 

@@ -1,0 +1,144 @@
+"""Kill runs with SIGKILL at random places, let the same command continue them, and compare to the bit.
+
+    python benchmarks/faults.py --trials 20 --out faults
+
+One phantom is packed and trained on undisturbed with one process and with two. Each trial starts the same run, kills
+its processes once or more (at a random time, or as soon as a checkpoint is seen half-written), continues it
+with another number of data workers until it is finished, and compares the losses and the weights.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = {
+    1: [sys.executable, "pretrain.py"],
+    2: [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/cpu-2.yaml", "pretrain.py"],
+}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+TIMES = ("images_per_s", "data_wait")
+HALF_WRITTEN = ("checkpoints/.step-*", ".*-*/*.pth", ".*.json.*")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the kills")
+    parser.add_argument("--out", type=Path, default=Path("faults"), help="folder for the runs; must not exist")
+    arguments = parser.parse_args()
+    out = arguments.out.resolve()
+    if out.exists():
+        parser.error(f"{out} exists; give another --out")
+    rng = random.Random(arguments.seed)
+
+    def command(folder: Path, processes: int, workers: int) -> list[str]:
+        options = ["--recipe", "smoke", "--steps", str(arguments.steps), "--out", str(folder)]
+        data = ["--data.shards", str(shards), "--data.workers", str(workers)]
+        return [*COMMANDS[processes], *options, *data]
+
+    print("drawing the data and training undisturbed", flush=True)
+    finish([*COMMANDS[1], "--recipe", "smoke", "--steps", "1", "--out", str(out / "data" / "smoke")])
+    shards = next((out / "data" / "smoke" / "phantom").glob("seed-*/"))
+    wholes, durations = {}, {}
+    for processes in COMMANDS:
+        wholes[processes] = out / f"whole-{processes}" / "smoke"
+        began = time.monotonic()
+        finish(command(wholes[processes], processes, 2))
+        durations[processes] = time.monotonic() - began
+
+    different = 0
+    print("\n| trial | processes | workers | killed at | largest difference |\n|---|---|---|---|---|", flush=True)
+    for trial in range(arguments.trials):
+        processes, folder = rng.choice([1, 2]), out / f"trial-{trial}" / "smoke"
+        workers, places = [rng.randrange(4)], []
+        for _ in range(rng.choice([1, 1, 2])):
+            seconds = None if rng.random() < 0.4 else rng.uniform(1, durations[processes])
+            if (place := killed(command(folder, processes, workers[-1]), folder, seconds)) is None:
+                break
+            places.append(place)
+            workers.append(rng.randrange(4))
+        finish(command(folder, processes, workers[-1]))
+        worst = difference(folder, wholes[processes])
+        different += worst != 0
+        row = (trial, processes, " then ".join(map(str, workers)), "; ".join(places) or "ended first", worst)
+        print("| " + " | ".join(map(str, row)) + " |", flush=True)
+        shutil.rmtree(folder.parent)
+    print(f"\n{arguments.trials - different} of {arguments.trials} equal to the bit")
+    sys.exit(different > 0)
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, start_new_session=True, **pipes)
+
+
+def finish(command: list[str]) -> None:
+    process = start(command)
+    printed, _ = process.communicate()
+    if process.returncode:
+        sys.exit(f"{' '.join(command)}\nended with {process.returncode}:\n{printed}")
+
+
+def killed(command: list[str], folder: Path, seconds: float | None) -> str | None:
+    """Start, kill after `seconds`, or without them inside a write; say where the run was, or None if it had ended."""
+    process = start(command)
+    end = time.monotonic() + (seconds if seconds is not None else 600)
+    writing: Callable[[], Path | None] = lambda: next((p for g in HALF_WRITTEN for p in folder.glob(g)), None)  # noqa: E731
+    stale = writing() if folder.exists() else None
+    found = None
+    while process.poll() is None and time.monotonic() < end:
+        if seconds is None and (found := writing()) and found != stale and random.random() < 0.3:
+            break
+        time.sleep(0.0005 if seconds is None else 0.01)
+    ended = process.poll() is not None
+    if not ended:  # torchrun's workers have process groups of their own
+        for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+    process.communicate()
+    if ended:
+        return None
+    steps = len((folder / "metrics.jsonl").read_text().splitlines()) if (folder / "metrics.jsonl").exists() else 0
+    inside = f" while writing {re.sub(r'[.][0-9]+$', '', found.name.lstrip('.'))}" if found and seconds is None else ""
+    return f"step {steps}{inside}"
+
+
+def difference(one: Path, other: Path) -> float:
+    """The largest difference of any logged value and any weight; infinite where lines or keys differ."""
+    lines, expected = logged(one), logged(other)
+    if [sorted(line) for line in lines] != [sorted(line) for line in expected]:
+        return float("inf")
+    worst = max(abs(a[k] - b[k]) for a, b in zip(lines, expected, strict=True) for k in a)
+    ours, theirs = weights(one), weights(other)
+    if ours.keys() != theirs.keys():
+        return float("inf")
+    return max(worst, *((ours[k].double() - theirs[k].double()).abs().max().item() for k in ours))
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    content = torch.load(folder / f"{folder.name}.pth", weights_only=True)
+    return {f"{part}.{k}": v for part, state in content.items() for k, v in state.items()}
+
+
+if __name__ == "__main__":
+    main()
