@@ -25,6 +25,19 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read or does not fit; names the file, what is wrong and what to do."""
 
 
+class MismatchError(CheckpointError):
+    """Weights of another module: `missing`, `unexpected` and `reshaped` hold every key by its full name."""
+
+    def __init__(self, path: str | Path, keys: dict[str, list[str]]) -> None:
+        self.missing, self.unexpected, self.reshaped = keys["missing"], keys["unexpected"], keys["reshaped"]
+        listed = "; ".join(
+            f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+            for kind, names in keys.items()
+            if names
+        )
+        super().__init__(f"{path} does not fit: {listed}; build the backbone it was trained with")
+
+
 def save_combined(path: str | Path, backbone: nn.Module, head: nn.Module) -> None:
     """Write `{"backbone": state dict, "proj_head": state dict}`, float32 on the CPU, replacing `path` atomically.
 
@@ -56,11 +69,11 @@ def read_combined(path: str | Path) -> tuple[StateDict, StateDict]:
     for name in ("backbone", "proj_head"):
         nested = content.get(name)
         prefix = name + "."
-        flat = {k.removeprefix(prefix): v for k, v in content.items() if k.startswith(prefix)}
+        flat = {k.removeprefix(prefix): v for k, v in content.items() if str(k).startswith(prefix)}
         parts.append(dict(nested) if isinstance(nested, dict) else flat)
-    if not all(parts):
+    if not all(parts) or not all(isinstance(value, Tensor) for part in parts for value in part.values()):
         raise CheckpointError(
-            f"{path} has no backbone and proj_head (its first keys: {', '.join(map(str, list(content)[:4]))}); "
+            f"{path} has no backbone and proj_head of tensors (its first keys: {', '.join(map(str, list(content)[:4]))}); "
             "give a combined checkpoint"
         )
     return parts[0], parts[1]
@@ -69,16 +82,26 @@ def read_combined(path: str | Path) -> tuple[StateDict, StateDict]:
 def load_combined(path: str | Path, backbone: Backbone, head: proj_head | None = None) -> None:
     """Load a combined checkpoint into `backbone` and, if given, `head`: strictly, every key and shape.
 
-    Raises CheckpointError listing the missing, unexpected and reshaped keys, and then changes neither module.
+    Raises MismatchError listing the missing, unexpected and reshaped keys, and then changes neither module.
     """
     backbone_state, head_state = read_combined(path)
-    modules: list[tuple[str, nn.Module, StateDict]] = [("backbone", backbone, backbone_state)]
+    modules: list[tuple[nn.Module, StateDict]] = [(backbone, backbone_state)]
+    ours, theirs = _named("backbone", backbone.state_dict()), _named("backbone", backbone_state)
     if head is not None:
-        modules.append(("proj_head", head, head_state))
-    problems = [line for name, module, state in modules for line in _mismatches(name, module.state_dict(), state)]
-    if problems:
-        raise CheckpointError(f"{path} does not fit: {'; '.join(problems)}; build the backbone it was trained with")
-    for _, module, state in modules:
+        modules.append((head, head_state))
+        ours, theirs = ours | _named("proj_head", head.state_dict()), theirs | _named("proj_head", head_state)
+    mismatches = {
+        "missing": [k for k in ours if k not in theirs],
+        "unexpected": [k for k in theirs if k not in ours],
+        "reshaped": [
+            f"{k} {tuple(theirs[k].shape)} instead of {tuple(ours[k].shape)}"
+            for k in ours
+            if k in theirs and theirs[k].shape != ours[k].shape
+        ],
+    }
+    if any(mismatches.values()):
+        raise MismatchError(path, mismatches)
+    for module, state in modules:
         module.load_state_dict(state, strict=True)
 
 
@@ -158,22 +181,8 @@ def _damaged_member(content: bytes) -> str | None:
         return archive.testzip()
 
 
-def _mismatches(name: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:
-    reshaped = [
-        f"{k} {tuple(theirs[k].shape)} instead of {tuple(ours[k].shape)}"
-        for k in ours
-        if k in theirs and theirs[k].shape != ours[k].shape
-    ]
-    found = {
-        "missing": [k for k in ours if k not in theirs],
-        "unexpected": [k for k in theirs if k not in ours],
-        "reshaped": reshaped,
-    }
-    return [
-        f"{name}: {len(keys)} {kind} ({', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''})"
-        for kind, keys in found.items()
-        if keys
-    ]
+def _named(part: str, state: StateDict) -> StateDict:
+    return {f"{part}.{key}": tensor for key, tensor in state.items()}
 
 
 def _sync(path: Path) -> None:

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 import pretrain
 from pretrain.backbones import RELEASED, BackboneError, build_backbone, check_view_size
-from pretrain.checkpoint import CheckpointError, load_combined, load_resume, read_combined, save_combined, save_resume
+from pretrain.checkpoint import (
+    CheckpointError,
+    MismatchError,
+    load_combined,
+    load_resume,
+    read_combined,
+    save_combined,
+    save_resume,
+)
 from pretrain.config import Config
 from pretrain.facts import weights_facts
 from pretrain.heads import proj_head
@@ -81,11 +89,22 @@ def test_mismatch_lists_missing_unexpected_and_reshaped_keys_and_changes_nothing
     torch.save({"backbone": state, "proj_head": head.state_dict()}, tmp_path / "w.pth")
     target, _ = small(3)
     before = {k: v.clone() for k, v in target.state_dict().items()}
-    with pytest.raises(CheckpointError) as error:
+    with pytest.raises(MismatchError) as error:
         load_combined(tmp_path / "w.pth", target)
+    assert error.value.missing == [f"backbone.{first}"]
+    assert error.value.unexpected == ["backbone.m.invented"]
     for words in ("1 missing", first, "1 unexpected", "m.invented", "1 reshaped", second, "(3, 3)"):
         assert words in str(error.value)
     assert all(torch.equal(v, before[k]) for k, v in target.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "content", [3, [1], {1: 2}, {"backbone": {}}, {"backbone": {"m.a": 1.0}, "proj_head": {"mlp": torch.zeros(1)}}]
+)
+def test_other_contents_are_refused_in_one_line(content, tmp_path):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="combined checkpoint"):
+        read_combined(tmp_path / "w.pth")
 
 
 def test_hostile_pickle_is_refused(tmp_path):
