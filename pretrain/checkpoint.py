@@ -72,9 +72,9 @@ def read_combined(path: str | Path) -> tuple[StateDict, StateDict]:
         flat = {k.removeprefix(prefix): v for k, v in content.items() if str(k).startswith(prefix)}
         parts.append(dict(nested) if isinstance(nested, dict) else flat)
     if not all(parts) or not all(isinstance(value, Tensor) for part in parts for value in part.values()):
+        first = ", ".join(map(str, list(content)[:4]))
         raise CheckpointError(
-            f"{path} has no backbone and proj_head of tensors (its first keys: {', '.join(map(str, list(content)[:4]))}); "
-            "give a combined checkpoint"
+            f"{path} has no backbone and proj_head of tensors (its first keys: {first}); give a combined checkpoint"
         )
     return parts[0], parts[1]
 
