@@ -5,6 +5,7 @@ space, so that an image [B, 1, H, W] becomes a vector [B, C]. The timm module is
 so the keys of a state dict read `m.<timm key>`.
 """
 
+import contextlib
 import difflib
 from dataclasses import dataclass, field
 from functools import partial
@@ -66,6 +67,10 @@ RELEASED: dict[str, Release] = {
 }
 
 
+ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False, "dynamic_mask": True})
+"""How timm's transformers that are made for one size, ViTs and Swins, are told to take views of any."""
+
+
 class Backbone(nn.Module):
     """A timm feature extractor `m` followed by global average pooling: [B, 1, H, W] float -> [B, C] float."""
 
@@ -100,6 +105,9 @@ def build_backbone(name: str) -> Backbone:
     if release := release_of(name):
         return Backbone(release.timm_name, **release.options)
     try:
+        for options in ANY_SIZE:
+            with contextlib.suppress(TypeError):  # of a model that does not know the option
+                return Backbone(name, **options)
         return Backbone(name)
     except (RuntimeError, AttributeError, TypeError, AssertionError, ValueError, KeyError, OSError) as error:
         near = difflib.get_close_matches(name, [*RELEASED, *timm.list_models()], n=3)
@@ -117,11 +125,11 @@ def check_view_size(backbone: Backbone, name: str, size: tuple[int, int]) -> Non
     backbone.eval()
     try:
         channels = backbone(torch.zeros(1, 1, *size)).shape
-    except (RuntimeError, ValueError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:160]
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise BackboneError(
-            f"backbone '{name}' cannot take views of {size[0]}x{size[1]} px ({reason}); "
-            "use larger views: a multiple of 32, or of 16 for a ViT"
+            f"backbone '{name}' cannot take views of {size[0]}x{size[1]} px ({reason}); use larger views: a multiple of "
+            "32, or of 16 for a ViT; a model made for one size wants all views of that size"
         ) from error
     finally:
         backbone.train(training)
