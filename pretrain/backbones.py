@@ -128,8 +128,8 @@ def check_view_size(backbone: Backbone, name: str, size: tuple[int, int]) -> Non
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise BackboneError(
-            f"backbone '{name}' cannot take views of {size[0]}x{size[1]} px ({reason}); use larger views: a multiple of "
-            "32, or of 16 for a ViT; a model made for one size wants all views of that size"
+            f"backbone '{name}' cannot take views of {size[0]}x{size[1]} px ({reason}); use larger views: "
+            "a multiple of 32, or of 16 for a ViT; a model made for one size wants all views of that size"
         ) from error
     finally:
         backbone.train(training)

@@ -63,7 +63,6 @@ def trainer_of(backbone: str, stream: Stream) -> Trainer:
     ],
 )
 def test_backbone_trains_resumes_and_reloads_at_the_released_sizes(name, stream, tmp_path: Path):
-    torch.set_num_threads(2)
     whole, lines, saved = trainer_of(name, stream), [], tmp_path / "step-00000002.pth"
     begun = [p.clone() for p in whole.teacher.parameters()]
 

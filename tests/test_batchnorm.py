@@ -43,7 +43,6 @@ def packed(tmp_path_factory):
 
 def trained(backbone: str, shards: Path, steps: int) -> tuple[Network, Network]:
     """The teacher of a short run as training leaves it, and as it is exported."""
-    torch.set_num_threads(2)
     config = Config(
         backbone=backbone,
         steps=steps,
