@@ -17,9 +17,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -32,6 +31,7 @@ COMMANDS = {
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 TIMES = ("images_per_s", "data_wait")
 HALF_WRITTEN = ("checkpoints/.step-*", ".*-*/*.pth", ".*.json.*")
+"""A resume checkpoint, the weights, the facts or the state, beside their places."""
 
 
 def main() -> None:
@@ -67,8 +67,11 @@ def main() -> None:
         processes, folder = rng.choice([1, 2]), out / f"trial-{trial}" / "smoke"
         workers, places = [rng.randrange(4)], []
         for _ in range(rng.choice([1, 1, 2])):
-            seconds = None if rng.random() < 0.4 else rng.uniform(1, durations[processes])
-            if (place := killed(command(folder, processes, workers[-1]), folder, seconds)) is None:
+            if rng.random() < 0.5:
+                moment = InWrite(rng.choice(HALF_WRITTEN), after=rng.randrange(arguments.steps))
+            else:
+                moment = rng.uniform(1, durations[processes])
+            if (place := killed(command(folder, processes, workers[-1]), folder, moment)) is None:
                 break
             places.append(place)
             workers.append(rng.randrange(4))
@@ -94,28 +97,38 @@ def finish(command: list[str]) -> None:
         sys.exit(f"{' '.join(command)}\nended with {process.returncode}:\n{printed}")
 
 
-def killed(command: list[str], folder: Path, seconds: float | None) -> str | None:
-    """Start, kill after `seconds`, or without them inside a write; say where the run was, or None if it had ended."""
-    process = start(command)
-    end = time.monotonic() + (seconds if seconds is not None else 600)
-    writing: Callable[[], Path | None] = lambda: next((p for g in HALF_WRITTEN for p in folder.glob(g)), None)  # noqa: E731
-    stale = writing() if folder.exists() else None
-    found = None
-    while process.poll() is None and time.monotonic() < end:
-        if seconds is None and (found := writing()) and found != stale and random.random() < 0.3:
-            break
-        time.sleep(0.0005 if seconds is None else 0.01)
+class InWrite(NamedTuple):
+    """As soon as a file of this pattern is half-written, once so many steps are logged."""
+
+    pattern: str
+    after: int
+
+
+def killed(command: list[str], folder: Path, moment: float | InWrite) -> str | None:
+    """Start, kill after so many seconds or inside a write; say where the run was, or None if it had ended."""
+    pattern = moment.pattern if isinstance(moment, InWrite) else ""
+    stale = set(folder.glob(pattern)) if pattern else set()  # of the kill before
+    process, begun, place = start(command), time.monotonic(), ""
+    while process.poll() is None and not place:
+        if isinstance(moment, InWrite):
+            torn = next((path for path in folder.glob(pattern) if path not in stale), None)
+            if torn and steps_logged(folder) >= moment.after:
+                place = f" while writing {re.sub('[.][0-9]+$', '', torn.name.lstrip('.'))}"
+        elif time.monotonic() > begun + moment:
+            place = " "
+        time.sleep(0.001)
     ended = process.poll() is not None
     if not ended:  # torchrun's workers have process groups of their own
         for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
     process.communicate()
-    if ended:
-        return None
-    steps = len((folder / "metrics.jsonl").read_text().splitlines()) if (folder / "metrics.jsonl").exists() else 0
-    inside = f" while writing {re.sub(r'[.][0-9]+$', '', found.name.lstrip('.'))}" if found and seconds is None else ""
-    return f"step {steps}{inside}"
+    return None if ended else f"step {steps_logged(folder)}{place.rstrip()}"
+
+
+def steps_logged(folder: Path) -> int:
+    metrics = folder / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
 
 def difference(one: Path, other: Path) -> float:

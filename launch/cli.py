@@ -104,6 +104,8 @@ def _explained(message: str, parser: ArgumentParser) -> str:
         if union := re.search(r"Subtypes: \[(.*?)\] Errors:.* Given value: (.*)", reason):
             reason = f"Expected {union[1].replace(', ', ' or ')}. Got value: {union[2]}"
         said = f"the value of '{full}' does not fit: {reason.rstrip('. ')}"
+        if "tuple" in reason:
+            said += " (several values are written [64,48])"
     else:
         return message.rstrip(". ") + ". `--help` explains every field"
     prefix = full.rpartition(".")[0]

@@ -22,6 +22,7 @@ MISTAKES = (BackboneError, CheckpointError, ConfigError, EvaluationError, PackEr
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "demo"
 LISTS = ("--data.shards", "--eval.shards")
+WORKER_LOST = re.compile(r"DataLoader worker .*? (is killed by signal: \w+|exited unexpectedly)")  # as torch words it
 PEER_LOST = re.compile(r"closed by peer|reset by peer|Broken pipe", re.IGNORECASE)  # as gloo words it
 
 
@@ -37,9 +38,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (*MISTAKES, OSError, RuntimeError) as error:
         message = one_line(error)
         if isinstance(error, RuntimeError):
-            if not PEER_LOST.search(message):
+            if PEER_LOST.search(message):
+                message = "another process of this run has ended; its own error says why"
+            elif dead := WORKER_LOST.search(message):
+                message = (
+                    f"a data worker died ({dead[0]}), often for want of memory; the same command continues the run"
+                )
+            else:
                 raise
-            message = "another process of this run has ended; its own error says why"
         # Before training every process meets the same mistake, and the first one tells it.
         if state.is_main_process or run.training:
             print(f"error: {message}", file=sys.stderr)
@@ -51,11 +57,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def recipe_file(name: str) -> Path:
     """The YAML file of a recipe. Raises UserError naming the valid recipes."""
-    path = RECIPES / f"{name}.yaml"
-    if not path.is_file():
-        valid = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+    recipes = {path.stem: path for path in RECIPES.glob("*.yaml")}
+    if name not in recipes:
+        valid = ", ".join(sorted(recipes))
         raise UserError(f"there is no recipe '{name}'; valid: {valid} (or give your own file with --config)")
-    return path
+    return recipes[name]
 
 
 def read_command_line(argv: Sequence[str]) -> tuple[Config, str]:

@@ -104,6 +104,8 @@ def build_backbone(name: str) -> Backbone:
     """
     if release := release_of(name):
         return Backbone(release.timm_name, **release.options)
+    if ":" in name or "/" in name:
+        raise BackboneError(f"backbone '{name}' is a place, not a name: give a model of timm's, built here untrained")
     try:
         for options in ANY_SIZE:
             with contextlib.suppress(TypeError):  # of a model that does not know the option
@@ -135,6 +137,19 @@ def check_view_size(backbone: Backbone, name: str, size: tuple[int, int]) -> Non
         backbone.train(training)
     if channels != (1, backbone.num_features):
         raise BackboneError(f"backbone '{name}' gave {tuple(channels)}, not (1, {backbone.num_features})")
+
+
+def freeze_unused(backbone: Backbone, size: tuple[int, int]) -> None:
+    """Stop training parameters that the last feature map does not depend on, which DDP would wait for in vain.
+
+    None of the released backbones has any; HRNet, for one, has 66. `size` (H, W) in px is that of a view to try.
+    """
+    training = backbone.training
+    backbone.eval()(torch.zeros(1, 1, *size)).sum().backward()
+    for parameter in backbone.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+        parameter.grad = None
+    backbone.train(training)
 
 
 # The release's class names: calling one builds that backbone.

@@ -5,7 +5,6 @@ Both are written beside their place, synced, and moved over it, so that a reader
 
 import io
 import os
-import pickle
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
@@ -158,11 +157,13 @@ def _read(path: Path) -> Any:
         if damaged := _damaged_member(content):
             raise CheckpointError(f"{path} is damaged (checksum of {damaged} is wrong); use another copy")
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except CheckpointError:
+        raise
+    except Exception as error:  # a pickle that is none makes torch raise whatever its bytes happen to mean
         reason = " ".join(str(error).split())[:160]
-        raise CheckpointError(f"{path} cannot be read as weights ({reason}); use another copy") from error
+        raise CheckpointError(
+            f"{path} cannot be read as weights ({reason or type(error).__name__}); use another copy"
+        ) from error
 
 
 def _damaged_member(content: bytes) -> str | None:

@@ -28,6 +28,7 @@ def weights_facts(
 ) -> dict[str, Any]:
     """The facts about one combined checkpoint, JSON-ready; paths are left out, data sets are named by checksum."""
     release = release_of(config.backbone)
+    packed_here = all(s.manifest for s in sets)  # pack makes both so; of foreign shards nobody checked
     return {
         "format": "combined: {'backbone': state dict, 'proj_head': state dict}, float32",
         "weights_of": "teacher",
@@ -42,8 +43,8 @@ def weights_facts(
             "scale": "pixel / 255",
             "mean": config.mean,
             "std": config.std,
-            "polarity": "dense is bright (enamel and metal white, air black)",
-            "pixel_aspect": 1.0,
+            "polarity": "dense is bright (enamel and metal white, air black)" if packed_here else "as in the shards",
+            "pixel_aspect": 1.0 if packed_here else "as in the shards",
             "resize_rule": RESIZE_RULE,
         },
         "training": {"step": step, "steps": total, "samples_seen": step * config.data.batch_size},

@@ -29,8 +29,8 @@ class proj_head(nn.Module):
     """(Linear, GELU, BatchNorm) x (nlayers - 1), L2 normalisation, weight-normed Linear: [B, in_dim] -> [B, out_dim].
 
     Named and keyed as in the release (`mlp.0.weight`, `mlp.2.*`, ..., `last_layer.weight_g|v`); DINO's head (Caron et
-    al. 2021, appendix C) with the BatchNorm after the activation. BatchNorm sees the batch it is given: call it once
-    per crop size, because one call over global and local crops together leaks the crop type into the features.
+    al. 2021, appendix C) with the BatchNorm after the activation. BatchNorm normalises by the batch it is given: called
+    on global and local crops together, it lets the output tell them apart (see MethodConfig.head_pass).
     """
 
     def __init__(

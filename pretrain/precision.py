@@ -14,6 +14,11 @@ class Precision(NamedTuple):
     mixed: str
     why: str
 
+    @property
+    def name(self) -> str:
+        """fp32 or bf16, as in the configuration."""
+        return self.mixed.replace("no", "fp32")
+
 
 def resolve_precision(setting: str, device: torch.device) -> Precision:
     """Decide between the launcher's value, the configuration's and the device's.

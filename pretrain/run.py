@@ -34,8 +34,9 @@ from pretrain.trainer import DivergedError, Trainer
 
 T = TypeVar("T")
 
-# A change of these, or of eval.*, changes nothing that training computes; data sets are told apart by checksum.
-HARMLESS = ("out", "checkpoint_every", "keep", "precision", "data.workers", "data.shards")
+# A change of these, or of eval.*, changes nothing that training computes (threads: its last bits, which is said); data
+# sets are told apart by checksum, precision by what it resolved to.
+HARMLESS = ("out", "checkpoint_every", "keep", "precision", "threads", "data.workers", "data.shards")
 PHANTOM_KEY = b"phantom radiographs identify nobody"  # a fixed key, so that a seed gives the same shards everywhere
 
 
@@ -60,7 +61,7 @@ class Run:
         torch.set_num_threads(self.threads)
         self.say(
             f"{config.backbone} on {self.state.num_processes} x {self.state.device.type}, {self.threads} threads each, "
-            f"precision {self.precision.mixed.replace('no', 'fp32')} ({self.precision.why})"
+            f"precision {self.precision.name} ({self.precision.why})"
         )
         paths, self.weights = parsed_shards(config.data.shards)
         self.sets = [ShardSet(path) for path in paths]
@@ -72,7 +73,8 @@ class Run:
         on_cpu = self.state.device.type == "cpu"
         self.trainer = Trainer(config, Accelerator(cpu=on_cpu, mixed_precision=self.precision.mixed), stream)
         self._restore()
-        if self._on_main(lambda: self.folder.read_state().get("state")) == "finished":
+        finished = self._on_main(lambda: self.folder.read_state().get("state")) == "finished"
+        if finished and self.trainer.step == self.trainer.total:
             self.say(f"the run in {self.folder.path} is finished: see {self.folder.report}; --resume never starts anew")
             return
         epochs = self.trainer.total * config.data.batch_size / len(stream)
@@ -147,7 +149,7 @@ class Run:
         settings = flat(json.loads(json.dumps(dataclasses.asdict(self.config))))
         kept = {k: v for k, v in settings.items() if k not in HARMLESS and not k.startswith("eval.")}
         data = [shards.checksum for shards in self.sets]
-        return json.dumps(kept | {"precision": self.precision.mixed, "data": data, "data.weights": self.weights})
+        return json.dumps(kept | {"precision": self.precision.name, "data": data, "data.weights": self.weights})
 
     def _circumstances(self) -> dict[str, Any]:
         """What moves the last bits of a float and is no setting."""
@@ -171,6 +173,8 @@ class Run:
                 "or --resume never to move the old run aside"
             )
         self.trainer.load_state_dict(state)
+        if later := self._on_main(lambda: self.folder.set_aside(self.trainer.step)):
+            self.say(f"set aside in {self.folder.checkpoints}, being of later steps: {', '.join(later)}")
         if self.trainer.step < self.trainer.total:
             self.say(f"continuing from step {self.trainer.step}")
             if changed := _differences(json.loads(state["circumstances"]), self._circumstances()):
@@ -188,6 +192,8 @@ class Run:
         """Train to the end or to a stop; True when the run is complete."""
         trainer, folder = self.trainer, self.folder
         metrics = MetricsLog(folder.metrics, trainer.step) if self.main else None
+        if metrics and metrics.kept < trainer.step:
+            self.say(f"warning: {folder.metrics} lacks {trainer.step - metrics.kept} of {trainer.step} earlier steps")
         bar = tqdm(total=trainer.total, initial=trainer.step, unit="step", disable=not self.main, dynamic_ncols=True)
 
         def log(line: dict[str, Any]) -> None:
@@ -245,7 +251,7 @@ class Run:
             self.sets,
             self.weights,
             features=self.trainer.student.backbone.num_features,
-            precision=self.precision.mixed.replace("no", "fp32"),
+            precision=self.precision.name,
             step=self.trainer.step,
             total=self.trainer.total,
             scores=scores,
@@ -258,11 +264,13 @@ class Run:
         """Score the weights as their users will load them, write facts, report and summary."""
         lines = read_metrics(self.folder.metrics)
         if not lines:
-            raise ConfigError(f"{self.resume} is at the last step of its run: nothing is left to do, give more --steps")
+            raise ConfigError(f"{self.resume} is at the last step of its run: nothing is left to do")
         self.last_line = lines[-1]
         trained = build_backbone(self.config.backbone)
         load_combined(self.folder.weights, trained)
         trained.to(self.state.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.labelled:
+            self.say("scoring by k-NN, beside random weights, raw pixels and crop size")
         scores = {"knn": knn_of_run(self.config, trained, self.labelled, self.sets)} if self.labelled else {}
         facts = self._write_facts(scores)
         rows = summary_rows(lines, scores, self.config.method.prototypes)

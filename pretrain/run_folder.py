@@ -34,15 +34,20 @@ class RunFolder:
 
     def create(self) -> None:
         """Make the folders. Raises ConfigError if the path holds something that is not a run."""
+        if self.facts == self.state:
+            raise ConfigError(f"a run cannot be named '{self.name}': its facts and its state would be one file")
         self._refuse_strangers()
         self.checkpoints.mkdir(parents=True, exist_ok=True)
 
     def lock(self) -> None:
-        """Hold the folder until this process ends. Raises ConfigError if another process trains in it."""
+        """Hold the folder until this process ends. Raises ConfigError if another process trains in it.
+
+        A POSIX record lock: unlike flock's it is not shared with forked data workers, which may outlive a killed run.
+        """
         self._lock = (self.path / ".lock").open("w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
             raise ConfigError(
                 f"another process is training in {self.path}; wait for it, stop it with `touch {self.stop}`, "
                 "or give another --out"
@@ -50,11 +55,16 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Delete what writes left behind that were killed midway; only while the folder is locked."""
-        for path in [*self.path.glob(".*"), *self.checkpoints.glob(".*")]:
-            if path.is_dir():  # of save_combined
-                shutil.rmtree(path)
-            elif re.fullmatch(r"\..+\.\d+", path.name):  # of replace_atomically
-                path.unlink()
+        for path in [*self.path.iterdir(), *self.checkpoints.iterdir()]:
+            if self._is_half_written(path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def set_aside(self, step: int) -> list[str]:
+        """Rename the resume checkpoints of later steps than `step`, which the run no longer stems from; their names."""
+        later = [path for path in resume_files(self.checkpoints) if path > self.resume_file(step)]
+        for path in later:
+            path.replace(path.with_name(f"aside-{path.name}"))
+        return [path.name for path in later]
 
     def _refuse_strangers(self) -> None:
         if self.path.is_file() or (self.path.is_dir() and not self._is_run()):
@@ -62,17 +72,29 @@ class RunFolder:
 
     def _is_run(self) -> bool:
         """Whether the folder is a run's or empty; a run that died while its phantom was drawn has no config yet."""
-        begun = {self.checkpoints.name, self.phantom.name}
-        return self.config.exists() or {p.name for p in self.path.iterdir() if not p.name.startswith(".")} <= begun
+        if self.config.is_file() and self.checkpoints.is_dir():
+            return True
+        begun = {self.checkpoints.name, self.phantom.name, ".lock"}
+        return all(path.name in begun or self._is_half_written(path) for path in self.path.iterdir())
+
+    def _is_half_written(self, path: Path) -> bool:
+        """Whether `path` is what save_combined (a folder) or replace_atomically (a file) moves into its place."""
+        if path.is_dir():
+            own = re.fullmatch(rf"\.{re.escape(self.name)}-\w{{8}}", path.name)
+            return bool(own) and {p.name for p in path.iterdir()} <= {self.weights.name}
+        files = (self.config, self.metrics, self.state, self.report, self.views, self.curves, self.facts)
+        names = "|".join([*(re.escape(file.name) for file in files), r"step-\d{8}\.pth"])
+        return bool(re.fullmatch(rf"\.({names})\.\d+", path.name))
 
     def move_aside(self) -> Path | None:
         """Rename an existing run to the first free `<name>.old-N`, and say where it went.
 
-        Raises ConfigError if the path holds something that is not a run.
+        Raises ConfigError if the path holds something that is not a run, or one that another process trains in.
         """
         self._refuse_strangers()
         if not self.path.exists():
             return None
+        self.lock()
         taken = 1
         while (aside := self.path.with_name(f"{self.path.name}.old-{taken}")).exists():
             taken += 1
@@ -108,7 +130,10 @@ class RunFolder:
             except CheckpointError as error:
                 warnings.append(f"{error} (falling back to the one before)")
         if warnings:
-            raise CheckpointError(f"every checkpoint in {self.checkpoints} is damaged; --resume never starts anew")
+            raise CheckpointError(
+                f"every checkpoint in {self.checkpoints} is damaged, and {self.weights.name} is as it was; "
+                "--resume never moves the run aside and starts anew"
+            )
         return None, []
 
     def resume_file(self, step: int) -> Path:
@@ -125,8 +150,12 @@ class MetricsLog:
     """`metrics.jsonl`: one object a step, flushed at each, every step exactly once however often the run died."""
 
     def __init__(self, path: Path, start: int) -> None:
-        """Open for appending; lines of steps from `start` on (written after the last checkpoint) are dropped."""
+        """Open for appending; lines of steps from `start` on (written after the last checkpoint) are dropped.
+
+        `kept` is the number of lines before `start`: less than that if the file was damaged or is of no such run.
+        """
         kept = [line for line in read_metrics(path) if line["step"] < start]
+        self.kept = len(kept)
         text = "".join(json.dumps(line) + "\n" for line in kept)
         replace_atomically(path, lambda file: file.write(text.encode()))
         self._file: IO[str] = path.open("a")

@@ -5,9 +5,21 @@ import signal
 from types import FrameType
 from typing import Any
 
-# Both launchers, accelerate's and torchrun's, leave their processes running when they are killed.
-LAUNCHED = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+import psutil
+
 LAUNCHER = os.getppid()  # as this process begins
+
+
+def _launched() -> bool:
+    """Whether the parent is accelerate's launcher or torchrun; both leave their processes running when killed."""
+    try:
+        command = " ".join(psutil.Process(LAUNCHER).cmdline())
+    except psutil.Error:
+        return False
+    return any(name in command for name in ("accelerate", "torchrun", "torch.distributed"))
+
+
+LAUNCHED = _launched()
 
 
 def launcher_is_gone() -> bool:

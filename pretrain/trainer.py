@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from data_shards.stream import Stream
-from pretrain.backbones import build_backbone, check_view_size
+from pretrain.backbones import build_backbone, check_view_size, freeze_unused, release_of
 from pretrain.batches import normalised, view_batches
 from pretrain.config import Config
 from pretrain.heads import proj_head
@@ -62,6 +62,8 @@ def build_networks(config: Config) -> tuple[Network, Network]:
     sizes = [config.views.global_size] + [config.views.local_size] * bool(config.views.local_count)
     for size in sizes:
         check_view_size(backbone, config.backbone, size)
+    if not release_of(config.backbone):
+        freeze_unused(backbone, config.views.global_size)
     head = proj_head(backbone.num_features, config.method.prototypes)
     student = Network(backbone, head, joint_head=config.method.head_pass == "joint")
     student = student.to(memory_format=torch.channels_last).train()

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from augment.config import ViewConfig
 from data_shards.stream import ShardSet, Stream
-from pretrain.backbones import RELEASED, build_backbone
+from pretrain.backbones import RELEASED, build_backbone, freeze_unused
 from pretrain.checkpoint import load_combined, load_resume, save_combined, save_resume
 from pretrain.config import Config, DataConfig
 from pretrain.heads import proj_head
@@ -53,6 +53,14 @@ def trainer_of(backbone: str, stream: Stream) -> Trainer:
         views=ViewConfig(local_count=1, **sizes),
     )
     return Trainer(config, Accelerator(cpu=True), stream)
+
+
+def test_parameters_of_no_use_are_not_trained():
+    backbone = build_backbone("hrnet_w18_small")
+    freeze_unused(backbone, (64, 64))
+    backbone(torch.randn(2, 1, 64, 64)).sum().backward()
+    assert {p.requires_grad for p in backbone.parameters()} == {True, False}
+    assert all((p.grad is not None) == p.requires_grad for p in backbone.parameters())
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,15 @@ def test_hostile_pickle_is_refused(tmp_path):
     assert not (tmp_path / "harm").exists()
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=200))
+def test_a_pickle_that_is_none_is_refused_in_one_line(tmp_path_factory, noise):
+    path = tmp_path_factory.getbasetemp() / "noise.pth"
+    path.write_bytes(b"\x80\x02" + noise)
+    with pytest.raises(CheckpointError):
+        read_combined(path)
+
+
 def test_a_flipped_bit_or_a_torn_file_is_noticed(tmp_path):
     path = tmp_path / "step-00000001.pth"
     save_resume(path, {"step": 1, "center": torch.randn(5000)})

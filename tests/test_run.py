@@ -24,6 +24,7 @@ from pretrain.__main__ import RECIPES
 from pretrain.backbones import build_backbone
 from pretrain.checkpoint import load_combined
 from pretrain.heads import proj_head
+from pretrain.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 PYTHON = [sys.executable, "pretrain.py"]
@@ -168,13 +169,16 @@ def test_killed_as_the_last_checkpoint_appears_it_is_finished_and_leaves_no_half
     out = tmp_path / "smoke"
     process = start(PYTHON, "--recipe", "smoke", "--out", out)
     wait_for((out / "checkpoints" / "step-00000020.pth").exists, process)
-    kill(process)
-    (out / ".smoke-killed").mkdir()
-    for torn in (".smoke-killed/smoke.pth", ".state.json.4711", "checkpoints/.step-00000020.pth.4711"):
+    process.kill()  # alone: its data workers live on for seconds, and must not hold the folder
+    process.communicate()
+    RunFolder(out).lock()
+    (out / ".smoke-12345678").mkdir()
+    (out / ".git").mkdir()
+    for torn in (".smoke-12345678/smoke.pth", ".state.json.4711", "checkpoints/.step-00000020.pth.4711"):
         (out / torn).write_bytes(b"torn")
     assert "k-NN tooth_type" in smoke(out, None)
     assert_same_run(out, finished[0])
-    assert [p.name for p in out.rglob(".*")] == [".lock"]
+    assert sorted(p.name for p in out.rglob(".*")) == [".git", ".lock"]  # what others put there stays
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(finished, shards, tmp_path):
@@ -198,6 +202,19 @@ def test_never_moves_the_old_folder_aside(finished, shards, tmp_path):
     assert "moved the old run to" in printed
     assert len(logged(out)) == 3
     assert len(logged(tmp_path / "again.old-1")) == 2
+
+
+def test_an_earlier_checkpoint_given_by_name_replaces_what_came_after_it(finished, tmp_path):
+    out = tmp_path / "smoke"
+    shutil.copytree(finished[0], out)
+    checkpoints = out / "checkpoints"
+    printed = smoke(out, None, "--resume", checkpoints / "step-00000010.pth")
+    assert "set aside" in printed
+    assert "step-00000020.pth" in printed
+    assert "continuing from step 10" in printed
+    assert_same_run(out, finished[0])
+    (out / "metrics.jsonl").write_text("")
+    assert "lacks 10 of 10 earlier steps" in smoke(out, None, "--resume", checkpoints / "step-00000010.pth")
 
 
 def test_two_processes_train_on_the_same_batches_and_continue(shards, tmp_path):
@@ -226,6 +243,13 @@ def test_a_run_whose_launcher_was_killed_stops_and_saves(processes, shards, tmp_
     assert not psutil.wait_procs(workers, timeout=60)[1]
     assert json.loads((out / "state.json").read_text())["state"] == "stopped"
     assert (out / "checkpoints" / f"step-{len(logged(out)):08d}.pth").exists()
+
+
+@pytest.mark.slow
+def test_a_backbone_with_parameters_of_no_use_trains_in_two_processes(shards, tmp_path):
+    model = ["--backbone", "hrnet_w18_small", "--views.local_size", "[64,64]", "--views.global_size", "[64,64]"]
+    printed = smoke(tmp_path / "r", shards, "--steps", 3, *model, command=LAUNCHED)
+    assert "k-NN tooth_type" in printed
 
 
 @pytest.mark.slow
@@ -278,6 +302,7 @@ MISTAKES = {
     "unknown field": (["--data.bach", 3], r"no field 'data\.bach'.*valid here: data\.batch_size"),
     "ill-typed field": (["--optim.lr", "fast"], r"'optim\.lr' does not fit: Expected a float.*valid here: optim\.clip"),
     "endless": (["--epochs", ".inf"], r"epochs is inf.*finite"),
+    "one of two values": (["--views.global_size", 64], r"several values are written \[64,48\]"),
     "shortened field": (["--step", 3], r"no field 'step'.*did you mean 'steps'"),
     "one item after =": (["--data.shards=nowhere"], r"no shards at nowhere"),
     "unknown recipe": (["--recipe", "huge"], r"no recipe 'huge'; valid: demo"),
@@ -291,6 +316,10 @@ MISTAKES = {
         r"stranger exists and is not a run folder",
     ),
     "phantom without that label": (["--data.phantom_patients", 12, "--eval.label", "wisdom"], r"label 'wisdom'"),
+    "hidden stranger": (["--out", "{hidden}"], r"hidden exists and is not a run folder"),
+    "named state": (["--out", "{empty}/state"], r"cannot be named 'state'"),
+    "a path for a backbone": (["--backbone", "local-dir:/data/clinic"], r"is a place, not a name"),
+    "a path for a recipe": (["--recipe", "../recipes/smoke"], r"no recipe"),
     "unwritable": (["--out", "/proc/run"], r"/proc/run"),
     "diverging": (["--optim.lr", "1e30", "--steps", 6, "--optim.clip", "1e30"], r"the gradient is.*lower --optim\.lr"),
     "corrupt crop": (["--data.shards", "{corrupt}"], r"sample \w+ in .* is corrupt"),
@@ -310,7 +339,15 @@ def test_a_mistake_is_one_line_and_exit_2(name, shards, tmp_path):
         content = path.read_bytes()
         (cut / path.name).write_bytes(content[: len(content) // 2] if path.suffix == ".tar" else content)
     corrupt = corrupted(shards, tmp_path / "corrupt")
-    places = {"empty": empty, "cut": cut, "corrupt": corrupt, "shards": shards, "stranger": tmp_path / "stranger"}
+    (tmp_path / "hidden" / ".ssh").mkdir(parents=True)
+    places = {
+        "hidden": tmp_path / "hidden",
+        "empty": empty,
+        "cut": cut,
+        "corrupt": corrupt,
+        "shards": shards,
+        "stranger": tmp_path / "stranger",
+    }
     arguments = [str(a).format(**places) for a in arguments]
     given = (
         []
@@ -356,13 +393,25 @@ def test_term_to_the_whole_process_group_stops_and_saves(shards, tmp_path):
     out = tmp_path / "run"
     process = start(PYTHON, "--recipe", "smoke", "--out", out, "--data.shards", shards, "--steps", 200)
     wait_for(lambda: (out / "metrics.jsonl").exists() and len(complete_lines(out)) > 2, process)
-    with pytest.raises(AssertionError, match="another process is training"):
-        smoke(out, shards, "--steps", 200)
+    for resume in ("auto", "never"):
+        with pytest.raises(AssertionError, match="another process is training"):
+            smoke(out, shards, "--steps", 200, "--resume", resume)
     os.killpg(process.pid, signal.SIGTERM)
     printed, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert "stopped after step" in printed
     assert json.loads((out / "state.json").read_text())["step"] == len(logged(out))
+
+
+def test_a_dead_data_worker_is_told_in_one_line(shards, tmp_path):
+    out = tmp_path / "run"
+    process = start(PYTHON, "--recipe", "smoke", "--out", out, "--data.shards", shards, "--steps", 500)
+    wait_for(lambda: (out / "metrics.jsonl").exists() and len(complete_lines(out)) > 2, process)
+    psutil.Process(process.pid).children()[-1].kill()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert re.search(r"error: a data worker died \(DataLoader worker .* the same command continues", errors)
+    assert "Traceback" not in errors
 
 
 def test_nothing_starts_over_when_every_checkpoint_is_damaged(shards, tmp_path):
@@ -383,10 +432,14 @@ def test_shards_packed_anew_are_another_run(shards, tmp_path):
 
 def test_sets_named_one_by_one_are_all_used_and_unlabelled_holdouts_do_not_stop_a_run(shards, tmp_path):
     out = tmp_path / "both"
-    two = ["--data.shards", shards, "--data.shards", shards / "holdout"]
-    printed = smoke(out, None, "--steps", 1, *two, "--eval.label", "none_of_them")
-    assert "no k-NN at the end" in printed
+    shards = Path(shutil.copytree(shards, tmp_path / "clinic-xyz"))
+    two = ["--data.shards", shards, "--data.shards", shards / "holdout", "--eval.shards", shards]
+    smoke(out, None, "--steps", 1, *two)
     assert len(json.loads((out / "both.json").read_text())["data"]) == 2
+    for travels in ("both.json", "both.pth", "report.html", "metrics.jsonl", "state.json"):
+        assert b"clinic-xyz" not in (out / travels).read_bytes()
+    printed = smoke(tmp_path / "other", None, "--steps", 1, *two[:4], "--eval.label", "none_of_them")
+    assert "no k-NN at the end" in printed
 
 
 def test_weighted_sets_train(shards, tmp_path):
