@@ -4,20 +4,16 @@ A position counts samples from the start of training, over all epochs and ranks.
 resumes from its step alone, and neither workers nor ranks change the order.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from data_shards.errors import ShardError
+from data_shards.order import GROUP, Cycle, epoch_order
 from data_shards.shard_set import ShardSet
 
 __all__ = ["GROUP", "Address", "ShardError", "ShardSet", "Stream", "epoch_order"]
-
-GROUP = 16
-"""Shards shuffled together: 16 of 64 MB are 1 GB, which the page cache of a training node holds with ease, while
-neighbours of one radiograph are spread over some 60,000 samples."""
 
 WINDOW = 1000
 """Samples in which each weighted share is right to one sample."""
@@ -31,25 +27,6 @@ class Address(NamedTuple):
     source: int
     epoch: int
     index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody asks of an address
-
-
-def epoch_order(shard_sizes: Sequence[int] | np.ndarray, seed: int, epoch: int, group: int = GROUP) -> np.ndarray:
-    """The order of one epoch: a permutation of range(sum(shard_sizes)), int64; pure in (seed, epoch).
-
-    Shards are permuted, then samples are shuffled within each run of `group` shards, so that at any time a reader
-    needs only `group` shards. Both integers must be at least 0.
-    """
-    sizes = np.asarray(shard_sizes, dtype=np.int64)
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch])))
-    shards = rng.permutation(len(sizes))
-    parts = []
-    for first in range(0, len(shards), max(group, 1)):
-        members = shards[first : first + max(group, 1)]
-        part = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in members])
-        rng.shuffle(part)
-        parts.append(part)
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
 
 class Stream:
@@ -70,8 +47,14 @@ class Stream:
         self.seed = seed
         self.group = group
         self._starts = np.concatenate([[0], np.cumsum([len(s) for s in sets])])
-        self._schedule = None if weights is None else _Schedule(weights, [str(s.path) for s in sets])
-        self._orders: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self._first_shards = np.concatenate([[0], np.cumsum([len(s.shard_sizes) for s in sets])])
+        if weights is None:
+            self._schedule = None
+            self._cycles = [Cycle(np.concatenate([s.shard_sizes for s in sets]), seed, group)]
+        else:  # each set its own seed, so that sets of equal size do not move in step
+            self._schedule = _Schedule(weights, [str(s.path) for s in sets])
+            seeds = [int(np.random.SeedSequence([seed, i]).generate_state(1, np.uint64)[0]) for i in range(len(sets))]
+            self._cycles = [Cycle(s.shard_sizes, own, group) for s, own in zip(sets, seeds, strict=True)]
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -80,18 +63,17 @@ class Stream:
         """The samples at positions start .. start + count - 1. Costs the same at every position."""
         positions = np.arange(start, start + count, dtype=np.int64)
         if self._schedule is None:
-            epochs, places = positions // len(self), positions % len(self)
-            flat = self._look_up(0, epochs, places)
+            epochs, places = np.divmod(positions, len(self))
+            flat = self._cycles[0].at(epochs, places)
             sources = np.searchsorted(self._starts, flat, side="right") - 1
             indices = flat - self._starts[sources]
         else:
             sources, ordinals = self._schedule.at(positions)
-            sizes = np.diff(self._starts)[sources]
-            epochs, places = ordinals // sizes, ordinals % sizes
+            epochs, places = np.divmod(ordinals, np.diff(self._starts)[sources])
             indices = np.empty_like(places)
             for source in np.unique(sources):
                 mine = sources == source
-                indices[mine] = self._look_up(int(source), epochs[mine], places[mine])
+                indices[mine] = self._cycles[source].at(epochs[mine], places[mine])
         return [Address(*row) for row in zip(sources.tolist(), epochs.tolist(), indices.tolist(), strict=True)]
 
     def image(self, address: Address) -> np.ndarray:
@@ -102,28 +84,30 @@ class Stream:
         """The metadata at `address`."""
         return self.sets[address.source].meta(address.index)
 
-    def _look_up(self, cycle: int, epochs: np.ndarray, places: np.ndarray) -> np.ndarray:
-        found = np.empty_like(places)
-        for epoch in np.unique(epochs):
-            mine = epochs == epoch
-            found[mine] = self._order(cycle, int(epoch))[places[mine]]
-        return found
+    def substitute(self, address: Address, attempt: int) -> Address:
+        """Another sample of the same set for an unreadable one: pure in (seed, address, attempt), attempt from 1.
 
-    def _order(self, cycle: int, epoch: int) -> np.ndarray:
-        """The permutation of one cycle's epoch; the last two of each cycle are kept (a batch may straddle both)."""
-        if (cycle, epoch) not in self._orders:
-            if self._schedule is None:
-                sizes, seed = np.concatenate([s.shard_sizes for s in self.sets]), self.seed
-            else:  # its own seed, so that sets of equal size do not move in step
-                sizes = self.sets[cycle].shard_sizes
-                seed = int(np.random.SeedSequence([self.seed, cycle]).generate_state(1, np.uint64)[0])
-            for old in [k for k in self._orders if k[0] == cycle][:-1]:
-                del self._orders[old]
-            self._orders[cycle, epoch] = epoch_order(sizes, seed, epoch, self.group)
-        return self._orders[cycle, epoch]
+        First from the same shard, which is at hand; from the third attempt on from the whole set, should the shard
+        itself be unreadable.
+        """
+        sizes = self.sets[address.source].shard_sizes
+        ends = np.cumsum(sizes)
+        shard = int(np.searchsorted(ends, address.index, side="right"))
+        low, high = (ends[shard] - sizes[shard], ends[shard]) if attempt < 3 else (0, ends[-1])
+        rng = np.random.default_rng([self.seed, *address, attempt])
+        return address._replace(index=int(rng.integers(low, high)))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_orders": OrderedDict()}  # a worker computes its permutations itself
+    def read_ahead(self, address: Address) -> None:
+        """Ask the sets for the shards that a reader at `address` needs now and next; of use where they are remote."""
+        source, epoch, index = address
+        if self._schedule is None:
+            wanted = self._cycles[0].shards_ahead(epoch, int(self._starts[source]) + index)
+        else:
+            wanted = [int(self._first_shards[source]) + s for s in self._cycles[source].shards_ahead(epoch, index)]
+        owners = np.searchsorted(self._first_shards, wanted, side="right") - 1
+        for owner in dict.fromkeys(owners.tolist()):
+            first = int(self._first_shards[owner])
+            self.sets[owner].prefetch([s - first for s, o in zip(wanted, owners, strict=True) if o == owner])
 
 
 class _Schedule:
