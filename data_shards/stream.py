@@ -11,6 +11,7 @@ import numpy as np
 
 from data_shards.errors import ShardError
 from data_shards.order import GROUP, Cycle, epoch_order
+from data_shards.remote import Url
 from data_shards.shard_set import ShardSet
 
 __all__ = ["GROUP", "Address", "ShardError", "ShardSet", "Stream", "epoch_order"]
@@ -21,12 +22,25 @@ PHASES = 32
 """Shares are multiples of 1 / (WINDOW * PHASES), 31 millionths; over 2 * PHASES windows they are exact."""
 
 
+ATTEMPTS = 8
+"""Samples tried: the one wanted, two more of its shard, and five of its whole set."""
+
+
 class Address(NamedTuple):
     """One sample of a stream: number of its set, the epoch of that set, and its index there."""
 
     source: int
     epoch: int
     index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody asks of an address
+
+
+class Reading(NamedTuple):
+    """An image uint8 or uint16 [H, W], where it was read, at which attempt (0: in its own place), the first failure."""
+
+    image: np.ndarray
+    address: Address
+    attempt: int
+    failure: ShardError | None
 
 
 class Stream:
@@ -46,6 +60,7 @@ class Stream:
         self.sets = list(sets)
         self.seed = seed
         self.group = group
+        self._remote = any(isinstance(s.path, Url) for s in sets)
         self._starts = np.concatenate([[0], np.cumsum([len(s) for s in sets])])
         self._first_shards = np.concatenate([[0], np.cumsum([len(s.shard_sizes) for s in sets])])
         if weights is None:
@@ -80,6 +95,23 @@ class Stream:
         """The image at `address`, uint8 or uint16 [H, W]."""
         return self.sets[address.source].image(address.index)
 
+    def read(self, address: Address, substitutes: bool = False) -> "Reading":
+        """The image at `address`, or with `substitutes` one in its place where it cannot be read.
+
+        Raises ShardError for the first failure if nothing else can be read either.
+        """
+        attempt, read = 0, address
+        failure: ShardError | None = None
+        while True:
+            try:
+                return Reading(self.image(read), read, attempt, failure)
+            except ShardError as error:
+                failure = failure or error
+                attempt += 1
+                if not substitutes or attempt == ATTEMPTS:
+                    raise failure from None
+                read = self.substitute(address, attempt)
+
     def meta(self, address: Address) -> dict[str, Any]:
         """The metadata at `address`."""
         return self.sets[address.source].meta(address.index)
@@ -98,7 +130,9 @@ class Stream:
         return address._replace(index=int(rng.integers(low, high)))
 
     def read_ahead(self, address: Address) -> None:
-        """Ask the sets for the shards that a reader at `address` needs now and next; of use where they are remote."""
+        """Have the shards fetched that a reader at `address` needs now and next, where they are remote."""
+        if not self._remote:
+            return
         source, epoch, index = address
         if self._schedule is None:
             wanted = self._cycles[0].shards_ahead(epoch, int(self._starts[source]) + index)

@@ -3,7 +3,9 @@
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -14,9 +16,10 @@ from data_shards.errors import PackError, ShardError
 from launch.cli import UserError, fail, new_parser, one_line, read
 from pretrain.backbones import BackboneError
 from pretrain.checkpoint import CheckpointError
-from pretrain.config import Config, ConfigError
+from pretrain.config import ChangedError, Config, ConfigError
 from pretrain.evaluate import EvaluationError
 from pretrain.run import Run
+from pretrain.watchdog import Watchdog
 
 MISTAKES = (BackboneError, CheckpointError, ConfigError, EvaluationError, PackError, ShardError, ViewError)
 RECIPES = Path(__file__).parent / "recipes"
@@ -31,27 +34,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, resume = read_command_line(sys.argv[1:] if argv is None else argv)
     # Accelerate starts several CPU processes as one group only if it is told that there is no accelerator.
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available()
-    state = PartialState(cpu=on_cpu)
-    run = Run(config, resume, state)
-    try:
-        run.execute()
-    except (*MISTAKES, OSError, RuntimeError) as error:
-        message = one_line(error)
-        if isinstance(error, RuntimeError):
-            if PEER_LOST.search(message):
-                message = "another process of this run has ended; its own error says why"
-            elif dead := WORKER_LOST.search(message):
-                message = (
-                    f"a data worker died ({dead[0]}), often for want of memory; the same command continues the run"
-                )
-            else:
-                raise
-        # Before training every process meets the same mistake, and the first one tells it.
-        if state.is_main_process or run.training:
-            print(f"error: {message}", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(2)  # an orderly end would wait for processes that may be waiting for this one
+    with Watchdog(config.timeout) as watchdog:
+        try:
+            # The watchdog ends what hangs, so collectives may wait while the main process renders or opens shards.
+            state = PartialState(cpu=on_cpu, timeout=timedelta(days=1, seconds=2 * watchdog.timeout))
+            Run(config, resume, state, watchdog).execute()
+        except (*MISTAKES, OSError) as error:
+            watchdog.end(2, f"error: {error if isinstance(error, ChangedError) else one_line(error)}")
+        except Exception as error:
+            if PEER_LOST.search(str(error)) or isinstance(error, torch.distributed.DistError):
+                watchdog.lost()
+            if dead := WORKER_LOST.search(one_line(error)):
+                what = f"a data worker died ({dead[0]}), often for want of memory"
+                watchdog.end(2, f"error: {what}; the same command continues the run")
+            watchdog.end(1, traceback.format_exc())
     state.destroy_process_group()
 
 

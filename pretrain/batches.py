@@ -1,38 +1,80 @@
 """The stream of samples as batches of views, one for each step: position = step x global batch."""
 
 import signal
+import sys
+import zlib
 from collections.abc import Iterator
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
 
 from augment import MultiCrop, ViewError
 from data_shards.stream import Address, ShardError, Stream
 from pretrain.config import Config
 
 
-class ViewDataset(Dataset[list[np.ndarray] | ValueError]):
-    """Address -> the views of that sample, uint8 [H, W] each; seeded from (seed, epoch, source, sample).
+class SampleRecord(NamedTuple):
+    """What a batch says about one of its samples: its address, the index read in its place, its views' CRC-32."""
 
-    A sample that cannot be read comes back as its error: raised in a worker, it would reach the user as a traceback.
+    source: int
+    epoch: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index
+    read: int  # another than `index` where that was unreadable
+    views: int
+
+
+class Sample(NamedTuple):
+    """Views uint8 [H, W] of one sample, its record, and why another was read in its place if one was."""
+
+    views: list[np.ndarray]
+    record: SampleRecord
+    unreadable: str
+
+
+class Batch(NamedTuple):
+    """One rank's share of a step.
+
+    views: uint8 [views x B, 1, H, W] per crop size, view-major, the global ones first. samples: int64 [B, 5], a
+    SampleRecord each. unreadable: a message for each sample that could not be read.
     """
 
-    def __init__(self, stream: Stream, multi_crop: MultiCrop, seed: int) -> None:
+    views: list[Tensor]
+    samples: Tensor
+    unreadable: list[str]
+
+
+class ViewDataset(Dataset[Sample | ValueError]):
+    """Address -> the views of that sample (uint8 [H, W], seeded from seed, epoch, source and sample), and its record.
+
+    With `substitutes`, another sample takes the place of one that cannot be read; else, or when those cannot be read
+    either, its error comes back: raised in a worker, it would reach the user as a traceback.
+    """
+
+    def __init__(self, stream: Stream, multi_crop: MultiCrop, seed: int, substitutes: bool = False) -> None:
         self.stream = stream
         self.multi_crop = multi_crop
         self.seed = seed
+        self.substitutes = substitutes
 
-    def __getitem__(self, address: Address) -> list[np.ndarray] | ValueError:
-        key = (self.seed, address.epoch, address.source, address.index)
+    def __getitem__(self, address: Address) -> Sample | ValueError:
+        self.stream.read_ahead(address)
         try:
-            return self.multi_crop(self.stream.image(address), key)
+            image, read, attempt, failure = self.stream.read(address, self.substitutes)
+            # In another's place a sample has other views than in its own.
+            key = (self.seed, read.epoch, read.source, read.index, *([attempt] if attempt else []))
+            views = self.multi_crop(image, key)
         except (ShardError, ViewError) as error:
             return error
+        checksum = 0
+        for view in views:
+            checksum = zlib.crc32(view.tobytes(), checksum)
+        return Sample(views, SampleRecord(*address, read.index, checksum), str(failure or ""))
 
 
 class StepSampler(Sampler[list[Address]]):
@@ -57,19 +99,20 @@ class StepSampler(Sampler[list[Address]]):
             yield self.stream.addresses(step * self.batch_size + self.rank * share, share)
 
 
-def stack_views(samples: list[list[np.ndarray] | ValueError], global_count: int) -> list[Tensor] | ValueError:
-    """B samples of V views -> one uint8 tensor [views x B, 1, H, W] per crop size, view-major, global views first.
-
-    If a sample is an error, so is the batch.
-    """
-    readable: list[list[np.ndarray]] = []
+def stack_views(samples: list[Sample | ValueError], global_count: int) -> Batch | ValueError:
+    """B samples of V views as a batch; if a sample is an error, so is the batch."""
+    readable: list[Sample] = []
     for sample in samples:
         if isinstance(sample, ValueError):
             return sample
         readable.append(sample)
-    views = [torch.from_numpy(np.stack(view)) for view in zip(*readable, strict=True)]
+    views = [torch.from_numpy(np.stack(view)) for view in zip(*(s.views for s in readable), strict=True)]
     groups = [views[:global_count], views[global_count:]]
-    return [torch.cat(group).unsqueeze(1) for group in groups if group]
+    return Batch(
+        [torch.cat(group).unsqueeze(1) for group in groups if group],
+        torch.tensor([s.record for s in readable]),
+        [s.unreadable for s in readable if s.unreadable],
+    )
 
 
 def _start_worker(_worker: int) -> None:
@@ -82,13 +125,13 @@ def _start_worker(_worker: int) -> None:
 
 def view_batches(
     config: Config, stream: Stream, start: int, end: int, rank: int = 0, ranks: int = 1, pin_memory: bool = False
-) -> Iterator[list[Tensor]]:
+) -> Iterator[Batch]:
     """The batches of steps `start` to `end`; the only state is the step, so resuming costs nothing.
 
     Raises ShardError or ViewError for a sample that cannot be read.
     """
-    loader: DataLoader[list[Tensor] | ValueError] = DataLoader(
-        cast(Dataset, ViewDataset(stream, MultiCrop(config.views), config.seed)),
+    loader: DataLoader[Batch | ValueError] = DataLoader(
+        cast(Dataset, ViewDataset(stream, MultiCrop(config.views), config.seed, config.data.bad_samples > 0)),
         batch_sampler=cast(Sampler, StepSampler(stream, config.data.batch_size, start, end, rank, ranks)),
         num_workers=config.data.workers,
         collate_fn=partial(stack_views, global_count=config.views.global_count),
@@ -99,6 +142,8 @@ def view_batches(
     for batch in loader:
         if isinstance(batch, ValueError):
             raise batch
+        for reason in batch.unreadable:
+            tqdm.write(f"warning: {reason} (another takes its place)", file=sys.stderr)
         yield batch
 
 

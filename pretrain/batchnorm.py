@@ -25,10 +25,13 @@ PIXELS = 2**20
 efficientnetv2_s after 20 steps was at a cosine of 0.930 with batches of 64, 0.973 with 256."""
 
 
-def calibration_crops(stream: Stream, size: tuple[int, int]) -> np.ndarray:
-    """The first crops of the stream, which keep the shares of weighted sets: uint8 [N, H, W] at `size`, whole."""
+def calibration_crops(stream: Stream, size: tuple[int, int], substitutes: bool = False) -> np.ndarray:
+    """The first crops of the stream, which keep the shares of weighted sets: uint8 [N, H, W] at `size`, whole.
+
+    Raises ShardError for one that cannot be read, unless others may be its `substitutes`.
+    """
     count = max(BATCH, min(CROPS, len(stream)))
-    return np.stack([fit(stream.image(address), size) for address in stream.addresses(0, count)])
+    return np.stack([fit(stream.read(a, substitutes).image, size) for a in stream.addresses(0, count)])
 
 
 def exported(teacher: Network, crops: np.ndarray, config: Config) -> Network:

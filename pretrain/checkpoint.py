@@ -3,6 +3,7 @@
 Both are written beside their place, synced, and moved over it, so that a reader never sees half a file.
 """
 
+import errno
 import io
 import os
 import tempfile
@@ -47,7 +48,7 @@ def save_combined(path: str | Path, backbone: nn.Module, head: nn.Module) -> Non
     combined = {"backbone": _released(backbone), "proj_head": _released(head)}
     with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
         written = Path(folder) / path.name
-        torch.save(combined, written)
+        _torch_save(combined, written)
         _sync(written)
         written.replace(path)
     _sync(path.parent)
@@ -107,7 +108,7 @@ def load_combined(path: str | Path, backbone: Backbone, head: proj_head | None =
 def save_resume(path: Path, state: Mapping[str, Any]) -> None:
     """Write one resume checkpoint atomically: tensors, numbers and strings only, so that it loads with weights_only."""
     # Through a file object, so that the bytes do not depend on the file's name.
-    replace_atomically(path, lambda file: torch.save(dict(state), file))
+    replace_atomically(path, lambda file: _torch_save(dict(state), file))
 
 
 def load_resume(path: Path) -> dict[str, Any]:
@@ -138,6 +139,18 @@ def replace_atomically(path: Path, write: Callable[[Any], object]) -> None:
     finally:
         unfinished.unlink(missing_ok=True)
     _sync(path.parent)
+
+
+def _torch_save(content: Any, target: Any) -> None:
+    """torch.save, but a disk that takes no more is an OSError; torch says it as a RuntimeError of its zip writer."""
+    try:
+        torch.save(content, target)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        if "inline_container" in str(error) or "PytorchStreamWriter" in str(error):
+            raise OSError(errno.EIO, "the disk takes no more, or fails", str(target)) from error
+        raise
 
 
 def _released(module: nn.Module) -> StateDict:

@@ -15,6 +15,10 @@ class ConfigError(ValueError):
     """Settings that cannot work together; one line saying which and what to do."""
 
 
+class ChangedError(ConfigError):
+    """A resume with settings that would make it another run; the message ends in a table of old and new."""
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Where the tooth crops come from."""
@@ -29,6 +33,17 @@ class DataConfig:
     """Data worker processes for each training process. Order and pixels do not depend on it; 0 loads in the process."""
     shard_group: int = 8
     """Shards shuffled together: large enough to mix sources, small enough to keep reads local."""
+    bad_samples: int = 0
+    """Distinct samples that may be unreadable before the run stops. Each is recorded in OUT/bad_samples.jsonl and
+    another of its shard takes its place. 0 stops at the first: silence about bad data should be somebody's choice."""
+    record: bool = False
+    """Whether OUT/samples.jsonl records each step's samples, with a checksum of their views; 40 bytes a sample."""
+    cache: str | None = None
+    """Folder on this node that holds copies of remote shards. Left out: the user's cache folder."""
+    cache_gb: float = 20.0
+    """Largest size of that folder in GB: 8 groups of shards as packed here, so an epoch finds some left of the last."""
+    patience: float = 300.0
+    """Seconds that a failing download is tried again before the run stops. Short outages pass in minutes."""
     phantom_patients: int = 0
     """Patients of the phantom rendered into the run folder when `shards` is empty; 0 makes `shards` required."""
     phantom_views: int = 2
@@ -132,6 +147,12 @@ class Config:
     """Steps between checkpoints, each of which also rewrites <name>.pth."""
     keep: int = 3
     """Resume checkpoints kept: if the newest is damaged, an older one serves."""
+    milestone_every: int = 10_000
+    """Steps between checkpoints that are kept for good, to go back to when a run turned bad. 350 MB each for the ViT,
+    so ten in a run of 100,000 steps."""
+    timeout: float = 600.0
+    """Seconds without any progress after which a run ends with an error that names the process that hangs. Longer than
+    a save, and than `data.patience`."""
     mean: float = 0.5
     """Subtracted from pixels in [0, 1]. One fixed convention, so that weights need no data set's statistics."""
     std: float = 0.25
@@ -178,11 +199,16 @@ LIMITS: dict[str, tuple[float, float]] = {
     "threads": (1, 4096),
     "checkpoint_every": (1, math.inf),
     "keep": (1, math.inf),
+    "milestone_every": (1, math.inf),
+    "timeout": (1, 1e9),
     "mean": (-10, 10),
     "std": (1e-6, math.inf),
     "data.batch_size": (1, math.inf),
     "data.workers": (0, 4096),
     "data.shard_group": (1, math.inf),
+    "data.bad_samples": (0, math.inf),
+    "data.cache_gb": (1e-3, math.inf),
+    "data.patience": (0, 1e9),
     "data.phantom_patients": (0, math.inf),
     "data.phantom_views": (1, math.inf),
     "data.phantom_holdout": (0, 0.9),

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from augment import fit
-from data_shards.stream import ShardSet
+from data_shards.stream import ShardError, ShardSet
 from pretrain.batches import normalised
 
 PIXELS = (24, 24)  # the raw-pixel baseline's size, the one its published figure on real crops was taken at
@@ -33,21 +33,32 @@ class LabelledCrops(NamedTuple):
 
 
 def load_labelled(
-    sets: Sequence[ShardSet], label: str, size: tuple[int, int], limit: int | None = None
+    sets: Sequence[ShardSet],
+    label: str,
+    size: tuple[int, int],
+    limit: int | None = None,
+    unreadable: list[str] | None = None,
 ) -> LabelledCrops:
     """Read the crops that carry `label`, resized to `size` (H, W); of larger sets, `limit` spread evenly over them.
 
-    Raises EvaluationError when no crop carries it.
+    Crops that cannot be read are left out if a list takes their messages. Raises EvaluationError when no crop carries
+    the label, ShardError for one that cannot be read.
     """
     check_label(sets, label)
     stride = 1 if limit is None else -(-sum(map(len, sets)) // limit)
     images, pixels, sizes, labels, patients = [], [], [], [], []
     for shards in sets:
         for i in range(0, len(shards), stride):
-            meta = shards.meta(i)
-            if meta.get(label) is None:
+            try:
+                meta = shards.meta(i)
+                if meta.get(label) is None:
+                    continue
+                image = shards.image(i)
+            except ShardError as error:
+                if unreadable is None:
+                    raise
+                unreadable.append(str(error))
                 continue
-            image = shards.image(i)
             images.append(fit(image, size))
             pixels.append(fit(image, PIXELS).ravel())
             sizes.append(image.shape)

@@ -10,7 +10,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from pretrain.checkpoint import replace_atomically
-from pretrain.run_folder import RunFolder, read_metrics
+from pretrain.journal import read_metrics
+from pretrain.run_folder import RunFolder
 
 CURVES = (
     ("loss_over_ln_k", "loss / ln K", "1 is a uniform guess; a healthy run sinks below it and keeps sinking"),

@@ -1,12 +1,12 @@
 """The order of a run: folder, data, training, checkpoints, scores, report."""
 
-import dataclasses
+import contextlib
 import json
 import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -17,39 +17,39 @@ from tqdm import tqdm
 
 from augment import MultiCrop
 from augment.preview import draw_views
-from data_shards.pack import PackConfig, pack
-from data_shards.phantom import write_archive
-from data_shards.stream import ShardSet, Stream
+from data_shards.stream import Address, ShardSet, Stream
 from pretrain.backbones import build_backbone
+from pretrain.batches import SampleRecord
 from pretrain.batchnorm import calibration_crops, exported
 from pretrain.checkpoint import load_combined, load_resume, replace_atomically, save_combined, save_resume
-from pretrain.config import Config, ConfigError, parsed_shards
+from pretrain.config import ChangedError, Config, ConfigError, parsed_shards
 from pretrain.facts import weights_facts, write_facts
+from pretrain.identity import circumstances, differences, extension_note, identity, table
+from pretrain.journal import Journal, read_metrics
 from pretrain.precision import resolve_precision, resolve_threads
 from pretrain.report import format_summary, summary_rows, write_report
-from pretrain.run_folder import MetricsLog, RunFolder, flat, read_metrics
+from pretrain.run_folder import RunFolder
 from pretrain.scores import knn_of_run, labelled_sets
-from pretrain.stop import StopSignals, launcher_is_gone
-from pretrain.trainer import DivergedError, Trainer
+from pretrain.shards import check_cache, phantom_shards, shard_cache
+from pretrain.stop import launcher_is_gone
+from pretrain.trainer import BadSamplesError, NonFiniteError, Trainer
+from pretrain.watchdog import Watchdog
 
 T = TypeVar("T")
-
-# A change of these, or of eval.*, changes nothing that training computes (threads: its last bits, which is said); data
-# sets are told apart by checksum, precision by what it resolved to.
-HARMLESS = ("out", "checkpoint_every", "keep", "precision", "threads", "data.workers", "data.shards")
-PHANTOM_KEY = b"phantom radiographs identify nobody"  # a fixed key, so that a seed gives the same shards everywhere
 
 
 class Run:
     """One pretraining run in its folder; `execute` does all of it, from wherever an earlier try ended."""
 
-    def __init__(self, config: Config, resume: str, state: PartialState) -> None:
+    def __init__(self, config: Config, resume: str, state: PartialState, watchdog: Watchdog) -> None:
         self.config = config
         self.resume = resume
         self.state = state
         self.main = state.is_main_process
         self.training = False
         self.folder = RunFolder(config.out)
+        self.watchdog = watchdog
+        watchdog.record, watchdog.standing = self._record, self.folder.standing
         self.say: Callable[[str], None] = print if self.main else (lambda _: None)
 
     def execute(self) -> None:
@@ -64,11 +64,13 @@ class Run:
             f"precision {self.precision.name} ({self.precision.why})"
         )
         paths, self.weights = parsed_shards(config.data.shards)
-        self.sets = [ShardSet(path) for path in paths]
+        cache = shard_cache(config.data)
+        self.sets = [ShardSet(path, cache) for path in paths]
+        check_cache(config.data, self.sets, self.weights is not None)
         self._on_main(self._open_folder)
         if not paths:
-            self.sets = [ShardSet(self._on_main(self._phantom_shards))]
-        self.labelled = labelled_sets(config, self.sets, self.say)
+            self.sets = [ShardSet(self._on_main(lambda: phantom_shards(config, self.folder.phantom, self.say)))]
+        self.labelled = labelled_sets(config, self.sets, cache, self.say)
         stream = Stream(self.sets, self.weights, config.seed, config.data.shard_group)
         on_cpu = self.state.device.type == "cpu"
         self.trainer = Trainer(config, Accelerator(cpu=on_cpu, mixed_precision=self.precision.mixed), stream)
@@ -84,9 +86,16 @@ class Run:
         )
         self._on_main(self._begin)
         self.training = True  # from here on an error may be one rank's own
-        if self._train() and self.main:
+        complete = self._train()
+        self.state.destroy_process_group()  # nobody waits while the main process scores
+        if complete and self.main:
+            self.watchdog.scoring()
             self._finish()
-        self.state.wait_for_everyone()
+
+    def _record(self, status: Literal["stopped", "failed"]) -> None:
+        """Write how the run ended: for the watchdog, on its threads, in the main process or where that one died."""
+        if self.folder.held or self.training:
+            self.folder.end_state(status, self.trainer.step if self.training else None)
 
     def _on_main(self, work: Callable[[], T]) -> T:
         """What `work` returns on the main process, on every process; a mistake found there ends them all."""
@@ -112,73 +121,42 @@ class Run:
 
     def _begin(self) -> None:
         self.folder.write_config(self.config)
+        self.folder.write_state("running", self.trainer.step)
         if not self.folder.views.exists():
             self._draw_views()
 
-    def _phantom_shards(self) -> Path:
-        """Render phantom radiographs and pack them as any archive, once; the shard folder."""
-        config, data = self.config, self.config.data
-        if not data.phantom_patients:
-            raise ConfigError(
-                "no shards given: --data.shards PATH ..., made with `python -m data_shards pack` "
-                "(or --data.phantom_patients 300 for phantoms)"
-            )
-        name = f"seed-{config.seed}-{data.phantom_patients}x{data.phantom_views}-{data.phantom_holdout:g}"
-        shards = self.folder.phantom / name
-        if (shards / "manifest.json").exists():
-            return shards
-        archive = self.folder.phantom / f"{name}.zip"
-        archive.parent.mkdir(parents=True, exist_ok=True)
-        self.say(f"rendering {data.phantom_patients} phantom patients x {data.phantom_views} radiographs")
-        # In this process: a spawned worker would import torch for longer than it renders.
-        write_archive(archive, patients=data.phantom_patients, seed=config.seed, views=data.phantom_views)
-        settings = PackConfig(
-            sources=[str(archive)],
-            out=shards,
-            patient=r"(p\d+)-",
-            holdout=data.phantom_holdout,
-            key=PHANTOM_KEY,
-            quiet=True,
-        )
-        manifest = pack(settings)
-        self.say(f"packed {manifest['ledgers']['boxes']['used']} tooth crops into {shards}")
-        return shards
-
-    def _identity(self) -> str:
-        """All that the run computes from, as JSON: settings, arithmetic, and the data by checksum."""
-        settings = flat(json.loads(json.dumps(dataclasses.asdict(self.config))))
-        kept = {k: v for k, v in settings.items() if k not in HARMLESS and not k.startswith("eval.")}
-        data = [shards.checksum for shards in self.sets]
-        return json.dumps(kept | {"precision": self.precision.name, "data": data, "data.weights": self.weights})
+    def _identity(self) -> dict[str, Any]:
+        return identity(self.config, self.sets, self.weights, self.precision.name, self.trainer.total)
 
     def _circumstances(self) -> dict[str, Any]:
-        """What moves the last bits of a float and is no setting."""
-        return {
-            "processes": self.state.num_processes,
-            "threads": self.threads,
-            "device": self.state.device.type,
-            "torch": torch.__version__,
-        }
+        return circumstances(self.state.num_processes, self.threads, self.state.device.type)
 
     def _restore(self) -> None:
         """Load the checkpoint to continue from, the same one on every rank; refuse one of another run."""
         path = self._on_main(self._checkpoint)
         if path is None:
             return
-        state = load_resume(path)
-        old, new = json.loads(state.pop("identity", "{}")), json.loads(self._identity())
-        if changed := _differences(old, new):
-            raise ConfigError(
-                f"{path} is of a run with other settings ({changed}); give those again, or another --out, "
-                "or --resume never to move the old run aside"
+        state, new = load_resume(path), self._identity()
+        old = json.loads(state.pop("identity", "{}"))
+        total, old_total = new["total steps"], old.get("total steps", 0)
+        changed = differences(old, new)
+        if old_total < total:
+            changed.pop("total steps", None)  # a longer run is the same run
+        if changed:
+            raise ChangedError(
+                f"{path} is of a run with other settings; give those again, or another --out, or --resume never to "
+                f"move the old run aside:\n{table(changed)}"
             )
         self.trainer.load_state_dict(state)
+        if old_total < total:
+            self.say(extension_note(self.config, self.trainer.step, old_total, total))
         if later := self._on_main(lambda: self.folder.set_aside(self.trainer.step)):
             self.say(f"set aside in {self.folder.checkpoints}, being of later steps: {', '.join(later)}")
-        if self.trainer.step < self.trainer.total:
+        if self.trainer.step < total:
             self.say(f"continuing from step {self.trainer.step}")
-            if changed := _differences(json.loads(state["circumstances"]), self._circumstances()):
-                self.say(f"note: samples and views are the same, the last bits of losses may not be ({changed})")
+            if differs := differences(json.loads(state["circumstances"]), self._circumstances()):
+                said = "; ".join(f"{name} was {was}, now {now}" for name, (was, now) in differs.items())
+                self.say(f"note: samples and views are the same, the last bits of losses may not be ({said})")
 
     def _checkpoint(self) -> Path | None:
         if self.resume not in ("auto", "never"):
@@ -191,41 +169,80 @@ class Run:
     def _train(self) -> bool:
         """Train to the end or to a stop; True when the run is complete."""
         trainer, folder = self.trainer, self.folder
-        metrics = MetricsLog(folder.metrics, trainer.step) if self.main else None
-        if metrics and metrics.kept < trainer.step:
-            self.say(f"warning: {folder.metrics} lacks {trainer.step - metrics.kept} of {trainer.step} earlier steps")
+        journal = Journal(folder, trainer.stream, trainer.step, self.config.data.record) if self.main else None
+        if journal and journal.metrics.kept < trainer.step:
+            lacking = trainer.step - journal.metrics.kept
+            self.say(f"warning: {folder.metrics} lacks {lacking} of {trainer.step} earlier steps")
         bar = tqdm(total=trainer.total, initial=trainer.step, unit="step", disable=not self.main, dynamic_ncols=True)
 
         def log(line: dict[str, Any]) -> None:
             self.last_line = line
-            if metrics:
-                metrics.write(line)
+            if journal:
+                journal.write(line, trainer.samples)
             bar.set_postfix_str(f"loss {line['loss']:.3f}, {line['images_per_s']:.0f} crops/s", refresh=False)
             bar.update()
 
         def save() -> None:
-            if self.main:
-                self._save()
+            if journal:
+                self._try_to_save(journal)
             self.state.wait_for_everyone()
 
+        self.saved, self.unsaved = trainer.step, ""
         try:
-            with StopSignals() as asked:
-                complete = trainer.run(log, save, lambda: asked.stop or launcher_is_gone() or folder.stop.exists())
+            with self.watchdog.training(trainer) as signals:
+                complete = trainer.run(log, save, lambda: signals.asked or launcher_is_gone() or folder.stop.exists())
         except BaseException as error:
-            if self.main:
-                folder.write_state("failed", trainer.step)
-            if isinstance(error, DivergedError):
-                raise ConfigError(f"{error}; lower --optim.lr and start anew with --resume never") from error
+            if journal:
+                with contextlib.suppress(OSError):
+                    folder.write_state("failed", trainer.step)
+            self._explain(error, journal)
             raise
         finally:
             bar.close()
-            if metrics:
-                metrics.close()
+            if journal:
+                journal.close()
+        if journal and self.saved < trainer.step:
+            folder.write_state("failed", trainer.step)
+            raise OSError(
+                f"step {trainer.step} is not saved ({self.unsaved}); make room, and the same command continues"
+            )
         if not complete and self.main:
             folder.write_state("stopped", trainer.step)
             folder.stop.unlink(missing_ok=True)
             self.say(f"stopped after step {trainer.step} of {trainer.total}; the same command continues")
         return complete
+
+    def _explain(self, error: BaseException, journal: Journal | None) -> None:
+        """Keep what explains an error that all ranks met at one step, and raise it in plain words."""
+        trainer, folder = self.trainer, self.folder
+        if isinstance(error, BadSamplesError):
+            if journal:
+                journal.note_bad(trainer.step, trainer.samples)
+            allowed = f"--data.bad_samples {self.config.data.bad_samples}"
+            raise ConfigError(f"{error}, more than {allowed} allows: see {folder.bad_samples}") from error
+        if isinstance(error, NonFiniteError):
+            kept = self._on_main(self._keep_nonfinite)
+            raise ConfigError(
+                f"{error}; the weights are as before it. Its samples are in {kept[0]}; the same command with --resume "
+                f"{kept[1]} replays it. Lower --optim.lr and start anew with --resume never"
+            ) from error
+
+    def _keep_nonfinite(self) -> tuple[Path, Path]:
+        records = [SampleRecord._make(row)._asdict() for row in self.trainer.samples.tolist()]
+        return self.folder.keep_nonfinite(self.trainer.step, {"samples": records}, self._resume_state())
+
+    def _try_to_save(self, journal: Journal) -> None:
+        """Save; a full disk costs this checkpoint, not the run: the next one is tried as usual."""
+        try:
+            journal.flush()
+            self._save()
+            self.saved = self.trainer.step
+        except OSError as error:
+            self.unsaved = f"{error.strerror or error}: {error.filename or self.folder.path}"
+            tqdm.write(
+                f"warning: step {self.trainer.step} is not saved ({self.unsaved}); the run goes on, and the last "
+                f"checkpoint is of step {self.saved}"
+            )
 
     def _save(self) -> None:
         """Weights for users and their facts, then the resume checkpoint: who continues from it finds both written."""
@@ -233,14 +250,18 @@ class Run:
         network = exported(trainer.teacher, self._calibration_crops, self.config)
         save_combined(folder.weights, network.backbone, network.proj_head)
         self._write_facts({})
-        origin = {"identity": self._identity(), "circumstances": json.dumps(self._circumstances())}
-        save_resume(folder.resume_file(trainer.step), trainer.state_dict() | origin)
-        folder.prune(self.config.keep)
+        save_resume(folder.resume_file(trainer.step), self._resume_state())
+        folder.prune(self.config.keep, self.config.milestone_every)
         folder.write_state("running", trainer.step)
+
+    def _resume_state(self) -> dict[str, Any]:
+        origin = {"identity": json.dumps(self._identity()), "circumstances": json.dumps(self._circumstances())}
+        return self.trainer.state_dict() | origin
 
     @cached_property
     def _calibration_crops(self) -> np.ndarray:
-        return calibration_crops(self.trainer.stream, self.config.views.global_size)
+        config = self.config
+        return calibration_crops(self.trainer.stream, config.views.global_size, config.data.bad_samples > 0)
 
     def _write_facts(self, scores: dict[str, Any]) -> dict[str, Any]:
         monitors = {
@@ -271,7 +292,7 @@ class Run:
         trained.to(self.state.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.labelled:
             self.say("scoring by k-NN, beside random weights, raw pixels and crop size")
-        scores = {"knn": knn_of_run(self.config, trained, self.labelled, self.sets)} if self.labelled else {}
+        scores = {"knn": knn_of_run(self.config, trained, self.labelled, self.sets, self.say)} if self.labelled else {}
         facts = self._write_facts(scores)
         rows = summary_rows(lines, scores, self.config.method.prototypes)
         write_report(self.folder, rows, facts["settings"])
@@ -281,14 +302,10 @@ class Run:
 
     def _draw_views(self) -> None:
         """The first picture of a run: what the networks will see."""
-        shards = self.sets[0]
-        chosen = [i * len(shards) // 4 for i in range(4)]
-        keys = [(self.config.seed, 0, 0, i) for i in chosen]
-        sheet = draw_views([shards.image(i) for i in chosen], MultiCrop(self.config.views), keys)
+        stream, seed = self.trainer.stream, self.config.seed
+        chosen = [Address(0, 0, i * len(self.sets[0]) // 4) for i in range(4)]
+        read = [stream.read(address, self.config.data.bad_samples > 0) for address in chosen]
+        keys = [(seed, 0, 0, r.address.index) for r in read]
+        sheet = draw_views([r.image for r in read], MultiCrop(self.config.views), keys)
         encoded = cv2.imencode(".png", sheet[..., ::-1])[1].tobytes()
         replace_atomically(self.folder.views, lambda file: file.write(encoded))
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    names = sorted({*old, *new})
-    return "; ".join(f"{k} was {old.get(k)}, now {new.get(k)}" for k in names if old.get(k) != new.get(k))

@@ -5,12 +5,13 @@ import fcntl
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import yaml
 
-from pretrain.checkpoint import CheckpointError, load_resume, replace_atomically, resume_files
+from pretrain.checkpoint import CheckpointError, load_resume, replace_atomically, resume_files, save_resume
 from pretrain.config import Config, ConfigError
 
 
@@ -22,6 +23,8 @@ class RunFolder:
         self.name = self.path.resolve().name
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
+        self.samples = self.path / "samples.jsonl"
+        self.bad_samples = self.path / "bad_samples.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.state = self.path / "state.json"
         self.stop = self.path / "stop"
@@ -31,6 +34,8 @@ class RunFolder:
         self.weights = self.path / f"{self.name}.pth"
         self.facts = self.path / f"{self.name}.json"
         self.phantom = self.path / "phantom"
+        self.held = False
+        """Whether this process holds the lock."""
 
     def create(self) -> None:
         """Make the folders. Raises ConfigError if the path holds something that is not a run."""
@@ -52,6 +57,7 @@ class RunFolder:
                 f"another process is training in {self.path}; wait for it, stop it with `touch {self.stop}`, "
                 "or give another --out"
             ) from None
+        self.held = True
 
     def sweep(self) -> None:
         """Delete what writes left behind that were killed midway; only while the folder is locked."""
@@ -83,7 +89,9 @@ class RunFolder:
             own = re.fullmatch(rf"\.{re.escape(self.name)}-\w{{8}}", path.name)
             return bool(own) and {p.name for p in path.iterdir()} <= {self.weights.name}
         files = (self.config, self.metrics, self.state, self.report, self.views, self.curves, self.facts)
-        names = "|".join([*(re.escape(file.name) for file in files), r"step-\d{8}\.pth"])
+        names = "|".join(
+            [*(re.escape(file.name) for file in files), r"step-\d{8}\.pth", r"nonfinite-\d{8}\.(pth|json)"]
+        )
         return bool(re.fullmatch(rf"\.({names})\.\d+", path.name))
 
     def move_aside(self) -> Path | None:
@@ -104,6 +112,12 @@ class RunFolder:
         """Record how the run stands: its status and the number of steps done."""
         content = json.dumps({"state": status, "step": step}) + "\n"
         replace_atomically(self.state, lambda file: file.write(content.encode()))
+
+    def end_state(self, status: Literal["stopped", "failed"], step: int | None) -> None:
+        """Record how a run ended that is recorded as running; without a step, the recorded one stays."""
+        was = self.read_state()
+        if was.get("state") == "running":
+            self.write_state(status, was["step"] if step is None else step)
 
     def read_state(self) -> dict[str, Any]:
         """The last recorded state, or {} before the first. Raises ConfigError if the file is not what was written."""
@@ -136,51 +150,29 @@ class RunFolder:
             )
         return None, []
 
+    def standing(self) -> str:
+        """What the same command would do now, in words."""
+        saved = resume_files(self.checkpoints)
+        return "the same command " + (f"continues from step {int(saved[0].stem[-8:])}" if saved else "starts anew")
+
     def resume_file(self, step: int) -> Path:
         """The resume checkpoint after `step` steps."""
         return self.checkpoints / f"step-{step:08d}.pth"
 
-    def prune(self, keep: int) -> None:
-        """Delete all but the newest `keep` resume checkpoints."""
+    def prune(self, keep: int, milestone_every: int) -> None:
+        """Delete all but the newest `keep` resume checkpoints and those at multiples of `milestone_every` steps."""
         for path in resume_files(self.checkpoints)[keep:]:
-            path.unlink()
+            if int(path.stem.removeprefix("step-")) % milestone_every:
+                path.unlink()
 
-
-class MetricsLog:
-    """`metrics.jsonl`: one object a step, flushed at each, every step exactly once however often the run died."""
-
-    def __init__(self, path: Path, start: int) -> None:
-        """Open for appending; lines of steps from `start` on (written after the last checkpoint) are dropped.
-
-        `kept` is the number of lines before `start`: less than that if the file was damaged or is of no such run.
-        """
-        kept = [line for line in read_metrics(path) if line["step"] < start]
-        self.kept = len(kept)
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        replace_atomically(path, lambda file: file.write(text.encode()))
-        self._file: IO[str] = path.open("a")
-
-    def write(self, line: dict[str, Any]) -> None:
-        """Append one step's values at full precision."""
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line that a crash cut short is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
+    def keep_nonfinite(self, step: int, facts: dict[str, Any], state: Mapping[str, Any]) -> tuple[Path, Path]:
+        """Write what a step that went bad was given, and the state before it, which `--resume` replays; their paths."""
+        given = self.path / f"nonfinite-{step:08d}.json"
+        before = self.checkpoints / f"nonfinite-{step:08d}.pth"
+        text = json.dumps({"step": step} | facts, indent=1) + "\n"
+        replace_atomically(given, lambda file: file.write(text.encode()))
+        save_resume(before, state)
+        return given, before
 
 
 def _plain(value: Any) -> Any:

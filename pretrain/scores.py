@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from data_shards.cache import ShardCache
 from data_shards.stream import ShardSet
 from pretrain.backbones import Backbone
 from pretrain.batchnorm import calibrate_batchnorm
@@ -21,17 +22,19 @@ from pretrain.evaluate import (
 from pretrain.trainer import build_networks
 
 
-def labelled_sets(config: Config, training: Sequence[ShardSet], say: Callable[[str], None]) -> list[ShardSet]:
+def labelled_sets(
+    config: Config, training: Sequence[ShardSet], cache: ShardCache, say: Callable[[str], None]
+) -> list[ShardSet]:
     """The shard sets k-NN is measured on: those named, else the labelled holdouts beside the training sets.
 
     Raises EvaluationError for named sets, or a phantom, that cannot be scored; of a user's own holdout it only says so.
     """
     label = config.eval.label
     if config.eval.shards:
-        sets = [ShardSet(path) for path in config.eval.shards]
+        sets = [ShardSet(path, cache) for path in config.eval.shards]
         check_label(sets, label)
         return sets
-    sets = [ShardSet(path) for path in (shards.path / "holdout" for shards in training) if path.is_dir()]
+    sets = [holdout for shards in training if (holdout := shards.holdout())]
     try:
         if sets:
             check_label(sets, label)
@@ -44,16 +47,26 @@ def labelled_sets(config: Config, training: Sequence[ShardSet], say: Callable[[s
 
 
 def knn_of_run(
-    config: Config, trained: Backbone, labelled: Sequence[ShardSet], training: Sequence[ShardSet]
+    config: Config,
+    trained: Backbone,
+    labelled: Sequence[ShardSet],
+    training: Sequence[ShardSet],
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """k-NN of the trained backbone, of the random weights it began with, of raw pixels and of crop size."""
+    """k-NN of the trained backbone, of the random weights it began with, of raw pixels and of crop size.
+
+    It comes after days of training, so crops that cannot be read are left out and said, not an error.
+    """
+    unreadable: list[str] = []
     size, label = config.views.global_size, config.eval.label
-    crops = load_labelled(labelled, label, size)
+    crops = load_labelled(labelled, label, size, unreadable=unreadable)
     held_out = len(crops.labels)
-    evaluated = {shards.path.resolve() for shards in labelled}
-    others = [shards for shards in training if shards.path.resolve() not in evaluated]
+    evaluated = {shards.checksum for shards in labelled}
+    others = [shards for shards in training if shards.checksum not in evaluated]
     if config.eval.bank and others and carries_label(others, label):
-        crops = joined(crops, load_labelled(others, label, size, config.eval.bank))
+        crops = joined(crops, load_labelled(others, label, size, config.eval.bank, unreadable))
+    if unreadable:
+        say(f"warning: k-NN leaves out {len(unreadable)} crops that cannot be read: {unreadable[0]} ...")
     scored = np.arange(len(crops.labels)) < held_out
     arguments = crops.images, config.mean, config.std
     untrained = build_networks(config)[1].backbone.to(next(trained.parameters()).device)

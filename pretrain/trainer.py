@@ -5,6 +5,7 @@ features spread by KoLeo, as in DINOv2 (Oquab et al. 2023, section 4). One step 
 the file feeds it, records it and saves it.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from data_shards.stream import Stream
 from pretrain.backbones import build_backbone, check_view_size, freeze_unused, release_of
-from pretrain.batches import normalised, view_batches
+from pretrain.batches import Batch, SampleRecord, normalised, view_batches
 from pretrain.config import Config
 from pretrain.heads import proj_head
 from pretrain.loss import centered_targets, dino_loss, koleo_loss, sinkhorn_targets, updated_center
@@ -28,8 +29,12 @@ from pretrain.student_teacher import Network, ema_update, parameter_groups, teac
 RANKME_EVERY = 10  # steps; one small SVD
 
 
-class DivergedError(ArithmeticError):
-    """The gradient is no longer finite."""
+class NonFiniteError(ArithmeticError):
+    """The loss or the gradient is no longer finite; the trainer's state is that before the step."""
+
+
+class BadSamplesError(ValueError):
+    """More samples cannot be read than the run allows."""
 
 
 class Rates(NamedTuple):
@@ -82,7 +87,14 @@ class Trainer:
         self.center = torch.zeros(config.method.prototypes, device=accelerator.device)
         groups = parameter_groups(self.student, config.optim.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=config.optim.lr, fused=accelerator.device.type != "mps")
+        self._buffers = [b for network in (self.student, self.teacher) for b in network.buffers()]
+        self._buffers_before = [b.clone() for b in self._buffers]
         self.step = 0  # steps done: the whole position of the run
+        self.samples = torch.empty(
+            0, len(SampleRecord._fields), dtype=torch.int64
+        )  # of the step in progress, all ranks'
+        self.bad_samples: set[tuple[int, int]] = set()  # (source, index) of those that could not be read
+        self.phase = "starting"  # what this process is at, for the watchdog
 
     def train_step(self, views: list[Tensor], rates: Rates) -> dict[str, Tensor]:
         """One step on this rank's views, [global views, local views], each uint8 [V_i x B, 1, H_i, W_i]."""
@@ -106,18 +118,21 @@ class Trainer:
         if rates.last_layer_frozen:
             self.student.proj_head.last_layer.weight_v.grad = None
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), config.optim.clip)
-        if not torch.isfinite(gradient_norm):  # of all ranks' gradients, so all ranks stop, weights untouched
-            raise DivergedError(f"the gradient is {gradient_norm.item()} at step {self.step} (loss {loss.item()})")
+        temperatures = rates.teacher_temperature, config.method.student_temperature
+        monitors = step_monitors(teacher_logits, student_logits.detach(), temperatures)
+        measured = torch.cat([torch.stack([loss.detach(), koleo.detach(), gradient_norm.detach()]), monitors])
+        measured = accelerator.reduce(measured, reduction="mean")
+        if not measured.isfinite().all():  # of all ranks, so all ranks stop, weights untouched
+            raise NonFiniteError(
+                f"the loss is {measured[0]:g} and the gradient norm {measured[2]:g} at step {self.step}"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
         ema_update(self.teacher, self.student, rates.ema_momentum)
         batch_mean = accelerator.reduce(teacher_logits.mean((0, 1)), reduction="mean")
         self.center = updated_center(self.center, batch_mean, config.method.center_momentum)
-        temperatures = rates.teacher_temperature, config.method.student_temperature
-        monitors = step_monitors(teacher_logits, student_logits.detach(), temperatures)
-        measured = torch.cat([torch.stack([loss.detach(), koleo.detach(), gradient_norm.detach()]), monitors])
-        return {"measured": accelerator.reduce(measured, reduction="mean"), "features": teacher_features}
+        return {"measured": measured, "features": teacher_features}
 
     def targets(self, logits: Tensor, temperature: float) -> Tensor:
         """What the student is to predict, [global views, B, K], from this rank's teacher logits of that shape."""
@@ -137,43 +152,79 @@ class Trainer:
     def run(self, log: Callable[[dict[str, Any]], None], save: Callable[[], None], stop: Callable[[], bool]) -> bool:
         """Train from `self.step` to the end; True when it got there, False when `stop()` ended it.
 
-        `log` gets each step's line, `save` is called at every checkpoint and at the end. Raises DivergedError.
+        `log` gets each step's line, `save` is called at every checkpoint and at the end. Raises NonFiniteError,
+        BadSamplesError, and what reading a sample raises, before the weights change.
         """
-        accelerator = self.accelerator
+        config, accelerator = self.config, self.accelerator
         self.trained = accelerator.prepare(self.student)
-        samples = self.config.data.batch_size
         began = time.perf_counter()
-        for views in self._batches():
+        self.phase = "waiting for data"
+        for batch in self._batches():
             waited = time.perf_counter() - began
-            torch.manual_seed(step_seed(self.config.seed, self.step, accelerator.process_index))
-            rates = rates_at(self.config, self.step, self.total)
-            result = self.train_step(views, rates)
-            loss, koleo, gradient_norm, teacher, teacher_mean, student = result["measured"].tolist()
-            line = {
-                "step": self.step,
-                "samples_seen": (self.step + 1) * samples,
-                "loss": loss,
-                "loss_over_ln_k": loss / math.log(self.config.method.prototypes),
-                "koleo": koleo,
-                "teacher_entropy": teacher,
-                "teacher_mean_entropy": teacher_mean,
-                "student_entropy": student,
-                "gradient_norm": gradient_norm,
-                **rates._asdict(),
-            }
-            if self.step % RANKME_EVERY == 0 or self.step == self.total - 1:
-                line["rankme"] = rankme(accelerator.gather(result["features"]))  # of the global batch
+            self.phase = "computing"
+            self._note_samples(batch.samples)
+            torch.manual_seed(step_seed(config.seed, self.step, accelerator.process_index))
+            rates = rates_at(config, self.step, self.total)
+            with self._buffers_restored_on_error():
+                result = self.train_step(batch.views, rates)
+            line = self._line(result, rates)
             now = time.perf_counter()
-            line |= {"images_per_s": samples / (now - began), "data_wait": waited / (now - began)}
+            line |= {"images_per_s": config.data.batch_size / (now - began), "data_wait": waited / (now - began)}
             self.step += 1
             log(line)
             stopping = self._agreed(stop())
-            if self.step % self.config.checkpoint_every == 0 or self.step == self.total or stopping:
+            if self._is_checkpoint() or stopping:
+                self.phase = "saving"
                 save()
             if stopping:
                 break
             began = time.perf_counter()
+            self.phase = "waiting for data"
         return self.step == self.total
+
+    def _note_samples(self, samples: Tensor) -> None:
+        """Gather what all ranks read for this step; the same on all ranks, so all stop at too many unreadable ones."""
+        self.samples = self.accelerator.gather(samples.to(self.accelerator.device)).cpu()
+        for record in map(SampleRecord._make, self.samples.tolist()):
+            if record.read != record.index:
+                self.bad_samples.add((record.source, record.index))
+        if len(self.bad_samples) > self.config.data.bad_samples:
+            raise BadSamplesError(f"{len(self.bad_samples)} samples could not be read by step {self.step}")
+
+    def _line(self, result: dict[str, Tensor], rates: Rates) -> dict[str, Any]:
+        """What is logged of a step."""
+        loss, koleo, gradient_norm, teacher, teacher_mean, student = result["measured"].tolist()
+        line = {
+            "step": self.step,
+            "samples_seen": (self.step + 1) * self.config.data.batch_size,
+            "source_counts": torch.bincount(self.samples[:, 0], minlength=len(self.stream.sets)).tolist(),
+            "bad_samples": len(self.bad_samples),
+            "loss": loss,
+            "loss_over_ln_k": loss / math.log(self.config.method.prototypes),
+            "koleo": koleo,
+            "teacher_entropy": teacher,
+            "teacher_mean_entropy": teacher_mean,
+            "student_entropy": student,
+            "gradient_norm": gradient_norm,
+            **rates._asdict(),
+        }
+        if self.step % RANKME_EVERY == 0 or self.step == self.total - 1:
+            line["rankme"] = rankme(self.accelerator.gather(result["features"]))  # of the global batch
+        return line
+
+    def _is_checkpoint(self) -> bool:
+        every = self.config.checkpoint_every, self.config.milestone_every
+        return self.step == self.total or any(self.step % steps == 0 for steps in every)
+
+    @contextlib.contextmanager
+    def _buffers_restored_on_error(self) -> Iterator[None]:
+        """A forward pass moves BatchNorm's running statistics even when its step is not taken."""
+        torch._foreach_copy_(self._buffers_before, self._buffers)
+        try:
+            yield
+        except NonFiniteError:
+            torch._foreach_copy_(self._buffers, self._buffers_before)
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs besides its configuration: nothing random, no loader state."""
@@ -183,6 +234,7 @@ class Trainer:
             "teacher": self.teacher.state_dict(),
             "center": self.center,
             "optimizer": self.optimizer.state_dict(),
+            "bad_samples": torch.tensor(sorted(self.bad_samples), dtype=torch.int64).view(-1, 2),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -191,9 +243,10 @@ class Trainer:
         self.teacher.load_state_dict(state["teacher"], strict=True)
         self.center = state["center"].to(self.accelerator.device)
         self.optimizer.load_state_dict(state["optimizer"])
+        self.bad_samples = {(source, index) for source, index in state["bad_samples"].tolist()}
         self.step = int(state["step"])
 
-    def _batches(self) -> Iterator[list[Tensor]]:
+    def _batches(self) -> Iterator[Batch]:
         accelerator = self.accelerator
         rank, ranks = accelerator.process_index, accelerator.num_processes
         pin_memory = accelerator.device.type == "cuda"

@@ -1,23 +1,32 @@
 """The command as its user runs it: real processes, real kills, the files they leave."""
 
-import contextlib
 import io
 import json
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
-import time
 from pathlib import Path
 
 import cv2
 import psutil
 import pytest
-import torch
 import yaml
+from processes import (
+    FORKED,
+    LAUNCHED,
+    PYTHON,
+    assert_same_run,
+    complete_lines,
+    corrupted,
+    kill,
+    logged,
+    run,
+    smoke,
+    start,
+    wait_for,
+)
 
 from data_shards.shard_set import ShardSet
 from pretrain.__main__ import RECIPES
@@ -26,63 +35,12 @@ from pretrain.checkpoint import load_combined
 from pretrain.heads import proj_head
 from pretrain.run_folder import RunFolder
 
-ROOT = Path(__file__).parent.parent
-PYTHON = [sys.executable, "pretrain.py"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-LAUNCHED = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/cpu-2.yaml", "pretrain.py"]
-TIMES = ("images_per_s", "data_wait")
-
-
-def start(command: list[str], *arguments: object) -> subprocess.Popen[str]:
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(
-        [*command, *map(str, arguments)], cwd=ROOT, env=ENVIRONMENT, start_new_session=True, **pipes
-    )
-
-
-def run(*arguments: object, command: list[str] = PYTHON, code: int = 0) -> str:
-    process = start(command, *arguments)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == code, out + err
-    return out + err
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    """SIGKILL to the process and all below it; torchrun's workers have process groups of their own."""
-    assert process.poll() is None, "the run ended before it was killed"
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for one in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
-    process.communicate()
-
-
-def smoke(out: Path, shards: Path | None, *more: object, **options) -> str:
-    data = ["--data.shards", shards] if shards else []
-    return run("--recipe", "smoke", "--out", out, *data, *more, **options)
-
-
-def logged(out: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    content = torch.load(out / f"{out.name}.pth", weights_only=True)
-    return {f"{part}.{k}": v for part, state in content.items() for k, v in state.items()}
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    assert logged(one) == logged(other)
-    expected = weights(other)
-    assert all(torch.equal(v, expected[k]) for k, v in weights(one).items())
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, str]:
     """One uninterrupted smoke run, with all it printed."""
     out = tmp_path_factory.mktemp("runs") / "smoke"
-    return out, smoke(out, None)
+    return out, smoke(out, None, command=PYTHON)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +99,7 @@ def test_a_finished_run_says_so_and_its_configuration_feeds_back(finished, tmp_p
 
 def test_stopped_by_its_file_then_continued_with_other_workers_is_the_same_run(finished, shards, tmp_path):
     out = tmp_path / "smoke"
-    process = start(PYTHON, "--recipe", "smoke", "--out", out)
+    process = start(FORKED, "--recipe", "smoke", "--out", out)
     wait_for(lambda: (out / "metrics.jsonl").exists() and len(logged(out)) >= 3, process)
     (out / "stop").touch()
     printed, errors = process.communicate(timeout=120)
@@ -153,21 +111,9 @@ def test_stopped_by_its_file_then_continued_with_other_workers_is_the_same_run(f
     assert_same_run(out, finished[0])
 
 
-@pytest.mark.parametrize(
-    "step", [2, 7, pytest.param(13, marks=pytest.mark.slow), pytest.param(18, marks=pytest.mark.slow)]
-)
-def test_killed_and_continued_is_the_same_run_to_the_bit(step, finished, tmp_path):
-    out = tmp_path / "smoke"
-    process = start(PYTHON, "--recipe", "smoke", "--out", out)
-    wait_for(lambda: (out / "metrics.jsonl").exists() and len(complete_lines(out)) > step, process)
-    kill(process)
-    smoke(out, None, "--data.workers", 1)
-    assert_same_run(out, finished[0])
-
-
 def test_killed_as_the_last_checkpoint_appears_it_is_finished_and_leaves_no_half_written_file(finished, tmp_path):
     out = tmp_path / "smoke"
-    process = start(PYTHON, "--recipe", "smoke", "--out", out)
+    process = start(FORKED, "--recipe", "smoke", "--out", out)
     wait_for((out / "checkpoints" / "step-00000020.pth").exists, process)
     process.kill()  # alone: its data workers live on for seconds, and must not hold the folder
     process.communicate()
@@ -183,7 +129,7 @@ def test_killed_as_the_last_checkpoint_appears_it_is_finished_and_leaves_no_half
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(finished, shards, tmp_path):
     out = tmp_path / "smoke"
-    process = start(PYTHON, "--recipe", "smoke", "--out", out)
+    process = start(FORKED, "--recipe", "smoke", "--out", out)
     wait_for(lambda: len(list((out / "checkpoints").glob("step-*"))) >= 2, process)
     kill(process)
     newest = max((out / "checkpoints").glob("step-*"))
@@ -265,7 +211,7 @@ def test_a_run_of_two_processes_continues_as_one_and_says_what_may_differ(shards
 
 def test_killed_while_the_phantom_is_drawn_or_corrected_after_a_mistake_the_same_folder_serves(tmp_path):
     out = tmp_path / "run"
-    process = start(PYTHON, "--recipe", "smoke", "--out", out, "--data.phantom_patients", 400)
+    process = start(FORKED, "--recipe", "smoke", "--out", out, "--data.phantom_patients", 400)
     wait_for(lambda: (out / "phantom").exists(), process)
     kill(process)
     assert "cannot take views" in smoke(out, None, "--backbone", "convnextv2", "--views.local_size", "[16,16]", code=2)
@@ -299,7 +245,7 @@ MISTAKES = {
     "size too small": (["--backbone", "convnextv2", "--views.local_size", "[16,16]"], r"cannot take views of 16x16"),
     "odd size for the vit": (["--backbone", "vit", "--views.local_size", "[40,40]"], r"cannot take views of 40x40"),
     "one crop a process": (["--data.batch_size", 1], r"at least 2 for each; use --data\.batch_size 2 or 3"),
-    "unknown field": (["--data.bach", 3], r"no field 'data\.bach'.*valid here: data\.batch_size"),
+    "unknown field": (["--data.bach", 3], r"no field 'data\.bach'.*valid here: .*data\.batch_size"),
     "ill-typed field": (["--optim.lr", "fast"], r"'optim\.lr' does not fit: Expected a float.*valid here: optim\.clip"),
     "endless": (["--epochs", ".inf"], r"epochs is inf.*finite"),
     "one of two values": (["--views.global_size", 64], r"several values are written \[64,48\]"),
@@ -321,7 +267,7 @@ MISTAKES = {
     "a path for a backbone": (["--backbone", "local-dir:/data/clinic"], r"is a place, not a name"),
     "a path for a recipe": (["--recipe", "../recipes/smoke"], r"no recipe"),
     "unwritable": (["--out", "/proc/run"], r"/proc/run"),
-    "diverging": (["--optim.lr", "1e30", "--steps", 6, "--optim.clip", "1e30"], r"the gradient is.*lower --optim\.lr"),
+    "diverging": (["--optim.lr", "1e30", "--steps", 6, "--optim.clip", "1e30"], r"the loss is nan .*Lower --optim\.lr"),
     "corrupt crop": (["--data.shards", "{corrupt}"], r"sample \w+ in .* is corrupt"),
     "no length": (["--steps", "null"], r"either --steps N or --epochs N"),
 }
@@ -356,7 +302,7 @@ def test_a_mistake_is_one_line_and_exit_2(name, shards, tmp_path):
     )
     recipe = [] if "--recipe" in arguments else ["--recipe", "smoke"]
     out = [] if "--out" in arguments else ["--out", tmp_path / "run"]
-    process = start(PYTHON, *recipe, *out, *given, *arguments)
+    process = start(FORKED, *recipe, *out, *given, *arguments)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2, errors
     assert "Traceback" not in errors
@@ -373,13 +319,6 @@ def test_a_batch_that_does_not_divide_is_refused(shards, tmp_path):
     assert "use --data.batch_size 14 or 16" in errors
 
 
-def test_changed_settings_are_refused_by_name(shards, tmp_path):
-    out = tmp_path / "run"
-    smoke(out, shards, "--steps", 2)
-    printed = smoke(out, shards, "--steps", 2, "--optim.lr", 0.1, code=2)
-    assert re.search(r"optim\.lr was 0\.0005, now 0\.1", printed)
-
-
 def test_a_corrupt_crop_is_told_by_the_process_that_read_it(shards, tmp_path):
     corrupt = corrupted(shards, tmp_path / "corrupt")
     process = start(LAUNCHED, "--recipe", "smoke", "--out", tmp_path / "r", "--data.shards", corrupt)
@@ -391,7 +330,7 @@ def test_a_corrupt_crop_is_told_by_the_process_that_read_it(shards, tmp_path):
 
 def test_term_to_the_whole_process_group_stops_and_saves(shards, tmp_path):
     out = tmp_path / "run"
-    process = start(PYTHON, "--recipe", "smoke", "--out", out, "--data.shards", shards, "--steps", 200)
+    process = start(FORKED, "--recipe", "smoke", "--out", out, "--data.shards", shards, "--steps", 200)
     wait_for(lambda: (out / "metrics.jsonl").exists() and len(complete_lines(out)) > 2, process)
     for resume in ("auto", "never"):
         with pytest.raises(AssertionError, match="another process is training"):
@@ -405,7 +344,7 @@ def test_term_to_the_whole_process_group_stops_and_saves(shards, tmp_path):
 
 def test_a_dead_data_worker_is_told_in_one_line(shards, tmp_path):
     out = tmp_path / "run"
-    process = start(PYTHON, "--recipe", "smoke", "--out", out, "--data.shards", shards, "--steps", 500)
+    process = start(FORKED, "--recipe", "smoke", "--out", out, "--data.shards", shards, "--steps", 500)
     wait_for(lambda: (out / "metrics.jsonl").exists() and len(complete_lines(out)) > 2, process)
     psutil.Process(process.pid).children()[-1].kill()
     _, errors = process.communicate(timeout=120)
@@ -427,7 +366,9 @@ def test_nothing_starts_over_when_every_checkpoint_is_damaged(shards, tmp_path):
 def test_shards_packed_anew_are_another_run(shards, tmp_path):
     out = tmp_path / "run"
     smoke(out, shards, "--steps", 2)
-    assert "data was" in smoke(out, shards / "holdout", "--steps", 2, code=2)
+    assert re.search(
+        r"^  data +\['\w+'\] +\['\w+'\]$", smoke(out, shards / "holdout", "--steps", 2, code=2), re.MULTILINE
+    )
 
 
 def test_sets_named_one_by_one_are_all_used_and_unlabelled_holdouts_do_not_stop_a_run(shards, tmp_path):
@@ -465,26 +406,3 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(content)
     tar.addfile(info, io.BytesIO(content))
-
-
-def corrupted(shards: Path, folder: Path) -> Path:
-    """A copy of a shard folder in which the last image's first bytes are overwritten, sizes unchanged."""
-    shutil.copytree(shards, folder)
-    path = max(folder.glob("*.tar"))
-    start, found, end = path.read_bytes().rpartition(b"\x89PNG")
-    path.write_bytes(start + b"oops" + end)
-    assert found
-    return folder
-
-
-def complete_lines(out: Path) -> list[str]:
-    return [line for line in (out / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
-
-
-def wait_for(condition, process: subprocess.Popen[str], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        if process.poll() is not None:
-            pytest.fail("the run ended early: " + "".join(process.communicate()))
-        assert time.monotonic() < end, "the run is too slow"
-        time.sleep(0.02)

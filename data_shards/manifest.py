@@ -1,0 +1,78 @@
+"""What a packed folder says of itself: its manifest, and the index that the manifest vouches for."""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from data_shards.errors import ShardError
+from data_shards.index import INDEX_DTYPE
+from data_shards.remote import Url
+
+MANIFEST, INDEX, REJECTED = "manifest.json", "index.npy", "rejected.jsonl"
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """`manifest.json` of a shard folder. Raises ShardError where it is not a manifest."""
+    try:
+        return parse_manifest((folder / MANIFEST).read_bytes(), folder / MANIFEST)
+    except OSError:
+        raise bad_manifest(folder / MANIFEST) from None
+
+
+def parse_manifest(raw: bytes, place: Path | Url) -> dict[str, Any]:
+    """The manifest in these bytes, which were read at `place`. Raises ShardError where it is none."""
+    try:
+        manifest = json.loads(raw.decode("utf-8"))
+        if all(
+            isinstance(s["bytes"], int) and isinstance(s["samples"], int) and s["name"] == Path(s["name"]).name
+            for s in manifest["shards"]
+        ):
+            manifest["index"]["sha256"]
+            return dict(manifest)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise bad_manifest(place)
+
+
+def bad_manifest(place: Path | Url) -> ShardError:
+    """The error for a manifest that lacks what is needed."""
+    return ShardError(f"{place} is not a readable manifest: copy it, or pack again")
+
+
+def check_sizes(shards: list[Path], manifest: dict[str, Any]) -> None:
+    """Sizes on disk against the manifest's: one stat a shard catches what a broken copy leaves."""
+    for stated, path in zip(manifest["shards"], shards, strict=True):
+        try:
+            size = path.stat().st_size
+        except OSError:
+            raise ShardError(f"the shard {path} is missing: copy it, or pack again") from None
+        if size != stated["bytes"]:
+            what = "cut short" if size < stated["bytes"] else "too long"
+            raise ShardError(
+                f"the shard {path} is {what} ({size} bytes; {MANIFEST} says {stated['bytes']}): copy or pack it again"
+            )
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """SHA-256 (hex) of an open file, read a block at a time from its start."""
+    file.seek(0)
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def map_index(file: BinaryIO) -> np.ndarray | None:
+    """An index as saved by NumPy, mapped where it is a file on disk; None where it is none."""
+    file.seek(0)
+    if isinstance(file, io.BytesIO):
+        index = np.load(file, allow_pickle=False)
+    else:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        index = np.memmap(file, dtype, "r", file.tell(), shape)
+    return index if index.dtype == INDEX_DTYPE else None

@@ -1,0 +1,56 @@
+"""What makes two runs the same run: which changes of mind a resume allows, which it refuses, and what it says."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from data_shards.order import ORDER
+from data_shards.stream import ShardSet
+from pretrain.config import Config
+from pretrain.run_folder import flat
+from pretrain.trainer import rates_at
+
+# A change of these, or of eval.*, changes nothing that training computes (threads: its last bits, which is said). Data
+# sets are told apart by checksum, precision by what it resolved to, the length of the run by its steps.
+HARMLESS = (
+    "out", "steps", "epochs", "checkpoint_every", "keep", "milestone_every", "timeout", "precision", "threads",
+    "data.workers", "data.shards", "data.bad_samples", "data.record", "data.cache", "data.cache_gb", "data.patience",
+)  # fmt: skip
+
+
+def identity(
+    config: Config, sets: Sequence[ShardSet], weights: list[float] | None, precision: str, total: int
+) -> dict[str, Any]:
+    """All that the run computes from, JSON-ready: settings, arithmetic, order, length, and the data by checksum."""
+    settings = flat(json.loads(json.dumps(dataclasses.asdict(config))))
+    kept = {k: v for k, v in settings.items() if k not in HARMLESS and not k.startswith("eval.")}
+    data = {"data": [shards.checksum[:12] for shards in sets], "data.weights": weights, "data.order": ORDER}
+    return kept | data | {"precision": precision, "total steps": total}
+
+
+def circumstances(processes: int, threads: int, device: str) -> dict[str, Any]:
+    """What moves the last bits of a float and is no setting."""
+    return {"processes": processes, "threads": threads, "device": device, "torch": torch.__version__}
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The entries that differ, as (old, new); None where there is none."""
+    return {k: (old.get(k), new.get(k)) for k in sorted({*old, *new}) if old.get(k) != new.get(k)}
+
+
+def table(changed: dict[str, tuple[Any, Any]]) -> str:
+    """Differences as aligned lines under the heads setting, was, now."""
+    rows = [("setting", "was", "now"), *((name, str(old), str(new)) for name, (old, new) in changed.items())]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    return "\n".join(f"  {name:<{widths[0]}}  {old:<{widths[1]}}  {new}" for name, old, new in rows)
+
+
+def extension_note(config: Config, step: int, old: int, new: int) -> str:
+    """What a run of `old` steps that becomes one of `new` steps does to its schedules, at `step` where it goes on."""
+    before, after = rates_at(config, min(step, old - 1), old)._asdict(), rates_at(config, step, new)._asdict()
+    changed = {name: (f"{before[name]:.4g}", f"{after[name]:.4g}") for name in before if before[name] != after[name]}
+    said = f"the run was to end at step {old} and now goes on to {new}; every schedule is stretched to the new length"
+    return f"{said}, so that here, at step {step}:\n{table(changed)}" if changed else said

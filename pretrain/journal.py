@@ -1,0 +1,127 @@
+"""What a run writes down at every step: metrics, samples, and the samples that could not be read."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from torch import Tensor
+
+from data_shards.stream import Stream
+from pretrain.batches import SampleRecord
+from pretrain.run_folder import RunFolder
+
+
+class StepLog:
+    """JSON lines in the order of their steps, every step once however often the run died; no file before the first.
+
+    A line that a full disk refuses waits in memory and is tried again with the next.
+    """
+
+    def __init__(self, path: Path, start: int) -> None:
+        """Open for appending; lines of steps from `start` on (written after the last checkpoint) are cut off.
+
+        `kept` is the number of lines before `start`: less than that if the file was damaged or is of no such run.
+        """
+        self.kept = 0
+        if path.exists():
+            self.kept, end = _lines_before(path, start)
+            os.truncate(path, end)
+        self._path = path
+        self._file: IO[bytes] | None = None
+        self._waiting = b""
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Append one line at full precision, or keep it for later if the disk is full."""
+        self._waiting += json.dumps(line).encode() + b"\n"
+        with contextlib.suppress(OSError):  # told by the `flush` before the next checkpoint
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits. Raises OSError if the disk takes none of it."""
+        while self._waiting:
+            self._file = self._file or self._path.open("ab", buffering=0)
+            written = self._file.write(self._waiting) or 0
+            self._waiting = self._waiting[written:]
+
+    def close(self) -> None:
+        """Close the file; lines that still wait are of steps that no checkpoint holds."""
+        if self._file:
+            self._file.close()
+
+
+class Journal:
+    """The step logs of one run, written by the main process."""
+
+    def __init__(self, folder: RunFolder, stream: Stream, start: int, record: bool) -> None:
+        self.metrics = StepLog(folder.metrics, start)
+        self._stream = stream
+        self._bad = StepLog(folder.bad_samples, start)
+        self._samples = StepLog(folder.samples, start) if record else None
+
+    def write(self, line: dict[str, Any], samples: Tensor) -> None:
+        """One step's metrics, and its samples int64 [B, 5] (SampleRecord)."""
+        self.metrics.write(line)
+        self.note_bad(line["step"], samples)
+        if self._samples:
+            self._samples.write({"step": line["step"], "samples": samples.tolist()})
+
+    def note_bad(self, step: int, samples: Tensor) -> None:
+        """A line for each sample that could not be read: what it is, and which of its set took its place."""
+        for record in map(SampleRecord._make, samples.tolist()):
+            if record.read != record.index:
+                self._bad.write({"step": step, **self._named(record), "instead": record.read})
+
+    def _named(self, record: SampleRecord) -> dict[str, Any]:
+        shards = self._stream.sets[record.source]
+        ends = np.cumsum(shards.shard_sizes)
+        number = int(np.searchsorted(ends, record.index, side="right"))
+        return {
+            "source": record.source,
+            "shard": shards.manifest["shards"][number]["name"] if shards.manifest else number,  # others' names may tell
+            "index": record.index,
+            "in_shard": record.index - int(ends[number] - shards.shard_sizes[number]),
+        }
+
+    def flush(self) -> None:
+        """Write what a full disk refused. Raises OSError if it still does."""
+        for log in self._logs():
+            log.flush()
+
+    def close(self) -> None:
+        """Close the files."""
+        for log in self._logs():
+            log.close()
+
+    def _logs(self) -> list[StepLog]:
+        return [self.metrics, self._bad, *([self._samples] if self._samples else [])]
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last line that a crash cut short is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def _lines_before(path: Path, start: int) -> tuple[int, int]:
+    """How many lines of steps before `start` a file begins with, and the byte where they end."""
+    kept, end = 0, 0
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                step = json.loads(line)["step"]
+            except (ValueError, KeyError, TypeError):
+                break
+            if not line.endswith(b"\n") or step >= start:
+                break
+            kept, end = kept + 1, end + len(line)
+    return kept, end

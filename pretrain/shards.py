@@ -1,0 +1,65 @@
+"""The shard sets of a run: those it was given, local or remote, or a phantom of its own."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from data_shards.cache import ShardCache
+from data_shards.pack import PackConfig, pack
+from data_shards.phantom import write_archive
+from data_shards.remote import Url
+from data_shards.stream import ShardSet
+from pretrain.config import Config, ConfigError, DataConfig
+
+PHANTOM_KEY = b"phantom radiographs identify nobody"  # a fixed key, so that a seed gives the same shards everywhere
+
+
+def shard_cache(data: DataConfig) -> ShardCache:
+    """Where this node keeps copies of remote shards."""
+    folder = Path(data.cache).expanduser() if data.cache else None
+    return ShardCache(folder, int(data.cache_gb * 1e9), data.patience)
+
+
+def check_cache(data: DataConfig, sets: list[ShardSet], weighted: bool) -> None:
+    """Raise ConfigError if the cache cannot hold the shards in use and the next: each would be fetched many times."""
+    wanted = [2 * data.shard_group * max(sizes) for s in sets if (sizes := _remote_bytes(s))]
+    needed = sum(wanted) if weighted else max(wanted, default=0)
+    needed = min(needed, sum(sum(_remote_bytes(s)) for s in sets))
+    if needed > data.cache_gb * 1e9:
+        raise ConfigError(
+            f"two groups of {data.shard_group} remote shards take up to {needed / 1e9:.3g} GB, more than "
+            f"--data.cache_gb {data.cache_gb:g}; raise it, or lower --data.shard_group"
+        )
+
+
+def _remote_bytes(shards: ShardSet) -> list[int]:
+    return [s["bytes"] for s in shards.manifest["shards"]] if isinstance(shards.path, Url) else []
+
+
+def phantom_shards(config: Config, folder: Path, say: Callable[[str], None]) -> Path:
+    """Render phantom radiographs into `folder` and pack them as any archive, once; the shard folder."""
+    data = config.data
+    if not data.phantom_patients:
+        raise ConfigError(
+            "no shards given: --data.shards PATH ..., made with `python -m data_shards pack` "
+            "(or --data.phantom_patients 300 for phantoms)"
+        )
+    name = f"seed-{config.seed}-{data.phantom_patients}x{data.phantom_views}-{data.phantom_holdout:g}"
+    shards = folder / name
+    if (shards / "manifest.json").exists():
+        return shards
+    archive = folder / f"{name}.zip"
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    say(f"rendering {data.phantom_patients} phantom patients x {data.phantom_views} radiographs")
+    # In this process: a spawned worker would import torch for longer than it renders.
+    write_archive(archive, patients=data.phantom_patients, seed=config.seed, views=data.phantom_views)
+    settings = PackConfig(
+        sources=[str(archive)],
+        out=shards,
+        patient=r"(p\d+)-",
+        holdout=data.phantom_holdout,
+        key=PHANTOM_KEY,
+        quiet=True,
+    )
+    manifest = pack(settings)
+    say(f"packed {manifest['ledgers']['boxes']['used']} tooth crops into {shards}")
+    return shards
