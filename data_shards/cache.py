@@ -20,6 +20,7 @@ from pathlib import Path
 
 import platformdirs
 
+from data_shards.errors import ShardError
 from data_shards.remote import RemoteFile, download, read_range
 
 LIMIT_BYTES = 20 * 10**9
@@ -44,6 +45,7 @@ class ShardCache:
         self.limit = limit_bytes
         self.patience = patience
         self._left_alone_until = 0.0
+        self._failed: dict[str, tuple[float, ShardError]] = {}  # by SHA-256: until when not to try again, and why
 
     def read(self, file: RemoteFile, offset: int, size: int) -> bytes:
         """`size` bytes from `offset` on; straight from the URL where the cache's disk fails.
@@ -64,13 +66,20 @@ class ShardCache:
     def open(self, file: RemoteFile) -> int | None:
         """A descriptor of the cached file, which is fetched first where it is absent; the caller closes it.
 
-        None where the cache's disk fails or has no room. Raises ShardError with the URL where the download fails.
+        None where the cache's disk fails or has no room. Raises ShardError with the URL where the download fails; for
+        as long again it then raises at once, since a shard's other samples are asked for next.
         """
+        until, failure = self._failed.get(file.sha256, (0.0, None))
+        if failure and time.monotonic() < until:
+            raise failure
         try:
             descriptor = self._cached(file)
             if descriptor is None and time.monotonic() >= self._left_alone_until:
                 descriptor = self._fetch(file)
             return descriptor
+        except ShardError as error:
+            self._failed[file.sha256] = time.monotonic() + self.patience, error
+            raise
         except OSError as error:
             self._left_alone_until = time.monotonic() + RETRY_AFTER
             self._warn(error)

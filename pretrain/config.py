@@ -24,8 +24,9 @@ class DataConfig:
     """Where the tooth crops come from."""
 
     shards: list[str] = field(default_factory=list)
-    """Shard folders, each PATH or PATH=WEIGHT. Without weights the sets are concatenated, with weights their endless
-    cycles are interleaved by share. Empty: the phantom is rendered and packed instead (see phantom_patients)."""
+    """Shard folders, or http(s):// and s3:// URLs of such folders, each as it is or with =WEIGHT (not after a query).
+    Without weights the sets are concatenated, with weights their endless cycles are interleaved by share. Empty: the
+    phantom is rendered and packed instead (see phantom_patients)."""
     batch_size: int = 64
     """Crops in a global batch, over all processes. 64 still gives BatchNorm and the targets steady statistics, and more
     steps teach more than larger batches when a run lasts minutes."""
@@ -241,7 +242,7 @@ def parsed_shards(entries: list[str]) -> tuple[list[str], list[float] | None]:
 
     Raises ConfigError when only some entries are weighted or a weight is not a positive number.
     """
-    split = [entry.rpartition("=") if "=" in entry else (entry, "", "") for entry in entries]
+    split = [entry.rpartition("=") if "=" in entry and "?" not in entry else (entry, "", "") for entry in entries]
     weighted = [bool(equals) for _, equals, _ in split]
     if not any(weighted):
         return [path for path, _, _ in split], None

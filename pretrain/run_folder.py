@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
+from data_shards.remote import Url
 from pretrain.checkpoint import CheckpointError, load_resume, replace_atomically, resume_files, save_resume
 from pretrain.config import Config, ConfigError
 
@@ -127,8 +128,11 @@ class RunFolder:
             raise ConfigError(f"{self.state} is damaged; delete it, and the same command continues the run") from None
 
     def write_config(self, config: Config) -> None:
-        """Write the resolved configuration so that `--config` reads it back."""
-        text = yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+        """Write the resolved configuration so that `--config` reads it back; of URLs without their secrets."""
+        settings = _plain(dataclasses.asdict(config))
+        for part in ("data", "eval"):
+            settings[part]["shards"] = [str(Url(s)) if "://" in s else s for s in settings[part]["shards"]]
+        text = yaml.safe_dump(settings, sort_keys=False)
         replace_atomically(self.config, lambda file: file.write(text.encode()))
 
     def latest(self) -> tuple[Path | None, list[str]]:

@@ -21,9 +21,10 @@ def shard_cache(data: DataConfig) -> ShardCache:
 
 def check_cache(data: DataConfig, sets: list[ShardSet], weighted: bool) -> None:
     """Raise ConfigError if the cache cannot hold the shards in use and the next: each would be fetched many times."""
-    wanted = [2 * data.shard_group * max(sizes) for s in sets if (sizes := _remote_bytes(s))]
-    needed = sum(wanted) if weighted else max(wanted, default=0)
-    needed = min(needed, sum(sum(_remote_bytes(s)) for s in sets))
+    cycles = [_remote_bytes(s) for s in sets]
+    if not weighted:  # the sets are one
+        cycles = [[size for sizes in cycles for size in sizes]]
+    needed = sum(min(2 * data.shard_group * max(sizes), sum(sizes)) for sizes in cycles if sizes)
     if needed > data.cache_gb * 1e9:
         raise ConfigError(
             f"two groups of {data.shard_group} remote shards take up to {needed / 1e9:.3g} GB, more than "

@@ -168,12 +168,13 @@ class Watchdog:
         while not self._closed.is_set():
             try:
                 peers.connect(self.timeout)
-                while not self._closed.wait(self.period):
+                while not self._closed.is_set():
                     self._sign.tick += 1
                     if end := peers.exchange(self._sign, 3 * self.period):
                         self._end(end, own=False)
                     if lost := peers.dead or self._silent(self.timeout):
                         self._accuse(lost)
+                    self._closed.wait(self.period)
             except RuntimeError:  # the store does not answer: torchrun may be suspended, its end stops the run anyway
                 if not peers.agent and not self._closed.is_set():
                     peers.dead = peers.gone()

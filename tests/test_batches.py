@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import tarfile
+from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -10,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_shards.remote import Url
 from data_shards.stream import ShardError, ShardSet, Stream
 from pretrain.batches import SampleRecord, StepSampler, view_batches
-from pretrain.config import Config, DataConfig
+from pretrain.config import Config, ConfigError, DataConfig
+from pretrain.shards import check_cache
 
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=6)
 
@@ -147,3 +151,14 @@ def test_a_set_of_nothing_readable_ends_it_whatever_is_allowed(tmp_path):
                 configured(batch_size=2, workers=0, bad_samples=99), Stream([ShardSet(tmp_path)], None, 0), 0, 2
             )
         )
+
+
+@pytest.mark.parametrize(("weighted", "limit"), [(False, 1.2), (True, 1.5)])
+def test_a_cache_too_small_for_two_groups_is_refused_by_its_numbers(weighted, limit):
+    big = SimpleNamespace(path=Url("s3://a"), manifest={"shards": [{"bytes": 3 * 10**8}] * 20})
+    small = SimpleNamespace(path=Url("s3://b"), manifest={"shards": [{"bytes": 10**8}] * 3})
+    local = SimpleNamespace(path=Path("c"), manifest={"shards": [{"bytes": 10**12}]})
+    sets = [big, small, local]
+    check_cache(DataConfig(shard_group=2, cache_gb=limit * 1.1), sets, weighted)
+    with pytest.raises(ConfigError, match=rf"take up to {limit} GB, more than --data.cache_gb .* --data.shard_group"):
+        check_cache(DataConfig(shard_group=2, cache_gb=limit * 0.9), sets, weighted)

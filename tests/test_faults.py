@@ -1,6 +1,7 @@
 """A run that is killed, starved of disk, fed bad data or asked to change: nothing is lost, doubled or kept silent."""
 
 import json
+import os
 import random
 import re
 import resource
@@ -10,7 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from loopback import LoopbackServer
 from processes import (
+    ENVIRONMENT,
     FORKED,
     LAUNCHED,
     assert_same_run,
@@ -103,6 +106,48 @@ def test_two_processes_agree_on_the_checkpoint_that_is_whole(shards, whole, tmp_
     printed = smoke(out, shards, "--data.record", "true", command=LAUNCHED)
     assert "falling back to the one before" in printed
     assert "continuing from step 5" in printed
+    assert_same_run(out, whole(LAUNCHED))
+
+
+def test_from_http_a_run_logs_the_same_and_takes_over_from_a_local_one(shards, whole, tmp_path):
+    out, cache = tmp_path / "smoke", tmp_path / "cache"
+    killed_after(6, FORKED, out, "--data.shards", shards)
+    with LoopbackServer(shards, stall=1) as server:
+        server.faults = {".tar": iter(["503", "reset", "cut", "flip", "slow"]), "index.npy": iter(["503"])}
+        remote = ["--data.shards", f"{server.url}/?token=secret", "--data.cache", cache, "--data.record", "true"]
+        smoke(out, None, *remote)
+        assert len(server.paths("shard-000000.tar")) > len(server.paths("manifest.json"))
+    assert_same_run(out, whole())
+    assert recorded(out) == recorded(whole())
+    assert all(b"secret" not in path.read_bytes() for path in out.rglob("*") if path.is_file())
+    assert {path.suffix for path in cache.iterdir()} <= {".tar", ".npy", ""}
+
+
+@pytest.mark.slow
+def test_two_processes_read_s3_through_one_cache_and_log_the_same(shards, whole, tmp_path, monkeypatch):
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+    client.create_bucket(Bucket="clinic")
+    for path in shards.rglob("*"):
+        if path.is_file():
+            client.upload_file(str(path), "clinic", f"set/{path.relative_to(shards)}")
+    out = tmp_path / "smoke"
+    with LoopbackServer(upstream=f"{host}:{port}") as proxy:
+        proxy.faults = {".tar": iter(["503", "reset", "cut", "slow"])}
+        keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+        for name, value in {**{k: os.environ[k] for k in keys}, "AWS_ENDPOINT_URL": proxy.url}.items():
+            monkeypatch.setitem(ENVIRONMENT, name, value)
+        remote = ["--data.shards", "s3://clinic/set", "--data.cache", tmp_path / "cache", "--data.record", "true"]
+        smoke(out, None, *remote, command=LAUNCHED)
+        assert len(proxy.paths("set/shard-000000.tar")) == 1 + 4  # once, and four faults; the holdout has its own
+    server.stop()
     assert_same_run(out, whole(LAUNCHED))
 
 

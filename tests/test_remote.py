@@ -215,6 +215,22 @@ def test_a_lasting_fault_is_reported_with_the_url(served, tmp_path, monkeypatch,
     assert samples.image(int(samples.shard_sizes[0])) is not None  # the others are as before
 
 
+def test_a_shard_that_failed_is_not_waited_for_again_by_each_of_its_samples(own, http, tmp_path):
+    samples = ShardSet(f"{http.url}/own", ShardCache(tmp_path / "cache", ROOM, patience=0.4))
+    http.faults["shard-000000.tar"] = itertools.repeat("503")
+    with pytest.raises(ShardError, match="503"):
+        samples.image(0)
+    asked, began = len(http.requests), time.monotonic()
+    for i in (1, 2, 3):
+        with pytest.raises(ShardError, match=r"shard-000000\.tar .*503"):
+            samples.image(i)
+    assert time.monotonic() - began < 0.3
+    assert len(http.requests) == asked
+    http.faults.clear()
+    time.sleep(0.5)
+    assert np.array_equal(samples.image(1), ShardSet(own).image(1))
+
+
 def test_several_blocks_through_both(served, own, cache, monkeypatch):
     monkeypatch.setattr(remote, "BLOCK_BYTES", 4000)
     _, address = served
