@@ -66,7 +66,7 @@ class Run:
         paths, self.weights = parsed_shards(config.data.shards)
         cache = shard_cache(config.data)
         self.sets = [ShardSet(path, cache) for path in paths]
-        check_cache(config.data, self.sets, self.weights is not None)
+        check_cache(config, self.sets, self.weights is not None)
         self._on_main(self._open_folder)
         if not paths:
             self.sets = [ShardSet(self._on_main(lambda: phantom_shards(config, self.folder.phantom, self.say)))]

@@ -19,8 +19,18 @@ def shard_cache(data: DataConfig) -> ShardCache:
     return ShardCache(folder, int(data.cache_gb * 1e9), data.patience)
 
 
-def check_cache(data: DataConfig, sets: list[ShardSet], weighted: bool) -> None:
-    """Raise ConfigError if the cache cannot hold the shards in use and the next: each would be fetched many times."""
+def check_cache(config: Config, sets: list[ShardSet], weighted: bool) -> None:
+    """Raise ConfigError for remote sets that cannot be read well.
+
+    The cache must hold the shards in use and the next, else each is fetched many times; and a run must wait for a
+    download for longer than that is tried, else it ends without the reason.
+    """
+    data = config.data
+    if any(map(_remote_bytes, sets)) and config.timeout <= data.patience:
+        raise ConfigError(
+            f"--timeout {config.timeout:g} ends the run before --data.patience {data.patience:g} is over; raise the "
+            "first, or lower the second"
+        )
     cycles = [_remote_bytes(s) for s in sets]
     if not weighted:  # the sets are one
         cycles = [[size for sizes in cycles for size in sizes]]

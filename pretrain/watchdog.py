@@ -247,7 +247,7 @@ def workers() -> str:
     """
     told = []
     with suppress(psutil.Error):
-        for child in psutil.Process().children():
+        for child in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
                 told.append(f"pid {child.pid} {child.status()}")
     return f"data workers: {', '.join(told)}; " if told else ""

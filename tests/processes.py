@@ -60,6 +60,7 @@ class Forked:
 
 
 def _run_forked(arguments: list[str], descriptors: list) -> None:
+    multiprocessing.set_start_method("fork", force=True)  # of data workers, as for users; else each imports for seconds
     os.setsid()
     os.chdir(ROOT)
     os.environ.update(ENVIRONMENT)

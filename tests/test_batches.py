@@ -159,6 +159,9 @@ def test_a_cache_too_small_for_two_groups_is_refused_by_its_numbers(weighted, li
     small = SimpleNamespace(path=Url("s3://b"), manifest={"shards": [{"bytes": 10**8}] * 3})
     local = SimpleNamespace(path=Path("c"), manifest={"shards": [{"bytes": 10**12}]})
     sets = [big, small, local]
-    check_cache(DataConfig(shard_group=2, cache_gb=limit * 1.1), sets, weighted)
+    check_cache(Config(data=DataConfig(shard_group=2, cache_gb=limit * 1.1)), sets, weighted)
     with pytest.raises(ConfigError, match=rf"take up to {limit} GB, more than --data.cache_gb .* --data.shard_group"):
-        check_cache(DataConfig(shard_group=2, cache_gb=limit * 0.9), sets, weighted)
+        check_cache(Config(data=DataConfig(shard_group=2, cache_gb=limit * 0.9)), sets, weighted)
+    with pytest.raises(ConfigError, match=r"--timeout 100 ends the run before --data.patience 300"):
+        check_cache(Config(timeout=100), sets, weighted)
+    check_cache(Config(timeout=100), [local], weighted)

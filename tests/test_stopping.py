@@ -9,12 +9,22 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import FORKED, LAUNCHED, LAUNCHED_1, TORCHRUN, complete_lines, smoke, start, wait_for
+from processes import FORKED, LAUNCHED, LAUNCHED_1, TORCHRUN, complete_lines, kill, smoke, start, wait_for
 
 from pretrain.peers import Peers, Sign, is_running
 from pretrain.watchdog import Watchdog
 
-STOPS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT}
+STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STARTED: list = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_lives_on():
+    """What a failed test leaves behind would slow the next ones down."""
+    yield
+    while STARTED:
+        if (process := STARTED.pop()).poll() is None:
+            kill(process)
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +39,7 @@ def begin(command: list[str], out: Path, shards: Path, *more: object, lines: int
     steps = out / "metrics.jsonl"
     before = len(complete_lines(out)) if steps.exists() else 0
     process = start(command, "--recipe", "smoke", "--out", out, "--data.shards", shards, "--steps", 500, *more)
+    STARTED.append(process)
     wait_for(lambda: steps.exists() and len(complete_lines(out)) >= before + lines, process)
     return process, trainers(process)
 
