@@ -1,5 +1,6 @@
 """One pretraining run from the command line."""
 
+import multiprocessing
 import os
 import re
 import sys
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 watchdog.end(2, f"error: {what}; the same command continues the run")
             watchdog.end(1, traceback.format_exc())
     state.destroy_process_group()
+    for worker in multiprocessing.active_children():  # one that waits for a lost server would be waited for
+        worker.kill()
 
 
 def recipe_file(name: str) -> Path:

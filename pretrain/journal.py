@@ -9,7 +9,7 @@ from typing import IO, Any
 import numpy as np
 from torch import Tensor
 
-from data_shards.stream import Stream
+from data_shards.stream import ShardError, Stream
 from pretrain.batches import SampleRecord
 from pretrain.run_folder import RunFolder
 
@@ -78,12 +78,13 @@ class Journal:
         shards = self._stream.sets[record.source]
         ends = np.cumsum(shards.shard_sizes)
         number = int(np.searchsorted(ends, record.index, side="right"))
-        return {
-            "source": record.source,
-            "shard": shards.manifest["shards"][number]["name"] if shards.manifest else number,  # others' names may tell
-            "index": record.index,
-            "in_shard": record.index - int(ends[number] - shards.shard_sizes[number]),
-        }
+        named: dict[str, Any] = {"source": record.source, "shard": number, "index": record.index}
+        if shards.manifest:  # names that others gave may tell whose they are
+            named["shard"] = shards.manifest["shards"][number]["name"]
+            if isinstance(shards.path, Path):  # a lost server would be waited for
+                with contextlib.suppress(ShardError):
+                    named["id"] = shards.key(record.index)
+        return named
 
     def flush(self) -> None:
         """Write what a full disk refused. Raises OSError if it still does."""

@@ -112,6 +112,12 @@ class Peers:
         self.dead = {rank for rank in gone if heard[rank].phase != DONE}
         return None if end.decode() == NOBODY else json.loads(end)
 
+    def wait_for_all(self, sign: Sign, period: float) -> None:
+        """Return once every process is done."""
+        while any(other.phase != DONE for other in self.signs.values()):
+            time.sleep(period / 4)
+            self.exchange(sign, period)
+
     def declare(self, end: dict[str, Any]) -> dict[str, Any]:
         """Declare how the run ends; what holds is what came first, and is returned."""
         return json.loads(self._store.compare_set("end", NOBODY, json.dumps(end)))

@@ -83,6 +83,8 @@ class Watchdog:
         if peers := self._peers:
             self._sign.tick += 1
             within(BOUND, lambda: peers.exchange(self._sign, self.period), None)
+            if peers.hosts:  # its store must outlast the others' last look
+                within(GRACE, lambda: peers.wait_for_all(self._sign, self.period), None)
 
     def scoring(self) -> None:
         """From now on this process works alone, and a signal ends it at once, as an earlier one does now."""

@@ -197,6 +197,7 @@ def test_unreadable_samples_are_recorded_and_replaced_up_to_the_number_allowed(s
     assert len({line["index"] for line in lines}) == 1
     assert lines[0]["shard"].startswith("shard-")
     assert lines[0]["instead"] != lines[0]["index"]
+    assert lines[0]["id"] == ShardSet(shards).key(lines[0]["index"])
     assert [line["bad_samples"] for line in logged(tmp_path / "whole" / "run")][-1] == 1
     assert str(tmp_path) not in (tmp_path / "whole" / "run" / "bad_samples.jsonl").read_text()
     out = tmp_path / "killed" / "run"

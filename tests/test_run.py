@@ -387,6 +387,8 @@ def test_weighted_sets_train(shards, tmp_path):
     out = tmp_path / "mix"
     smoke(out, None, "--steps", 2, "--data.shards", f"{shards}=1", f"{shards / 'holdout'}=3")
     assert [d["weight"] for d in json.loads((out / "mix.json").read_text())["data"]] == [1, 3]
+    counts = [line["source_counts"] for line in logged(out)]
+    assert all(sum(step) == 16 and abs(step[1] - 12) <= 1 for step in counts)
 
 
 def test_help_explains_every_field():

@@ -103,7 +103,7 @@ def test_term_usr1_and_int_stop_and_save_and_the_same_command_continues(shards, 
 
 @pytest.mark.slow
 def test_under_accelerate_launch_with_one_process(shards, tmp_path):
-    stops_and_continues(LAUNCHED_1, tmp_path / "r", shards, *map(send, STOPS), touch)
+    stops_and_continues(LAUNCHED_1, tmp_path / "r", shards, *map(send, STOPS))
 
 
 def test_a_signal_to_one_of_two_processes_stops_both(shards, tmp_path):
@@ -112,7 +112,7 @@ def test_a_signal_to_one_of_two_processes_stops_both(shards, tmp_path):
 
 @pytest.mark.slow
 def test_under_accelerate_launch_with_two_processes(shards, tmp_path):
-    stops_and_continues(LAUNCHED, tmp_path / "r", shards, send(signal.SIGTERM), send(signal.SIGINT), touch)
+    stops_and_continues(LAUNCHED, tmp_path / "r", shards, send(signal.SIGINT), touch)
 
 
 @pytest.mark.slow
@@ -121,8 +121,11 @@ def test_under_torchrun(shards, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("command", [LAUNCHED_1, LAUNCHED, TORCHRUN], ids=["accelerate-1", "accelerate-2", "torchrun"])
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [(LAUNCHED_1, signal.SIGINT), (LAUNCHED, signal.SIGTERM), (TORCHRUN, signal.SIGINT)],
+    ids=["accelerate-1", "accelerate-2", "torchrun"],
+)
 def test_a_signal_to_the_launcher_stops_and_saves_whatever_the_launcher_says(command, number, shards, tmp_path):
     process, ranks = begin(command, tmp_path / "r", shards)
     os.killpg(process.pid, number)  # as Ctrl-C in a terminal does; torchrun's processes have groups of their own
@@ -175,12 +178,12 @@ def test_a_signal_before_training_and_one_while_scoring_end_the_run_at_once(shar
 
 def test_hung_and_dead_data_workers_are_named(shards, tmp_path):
     out = tmp_path / "r"
-    process, ranks = begin(FORKED, out, shards, "--data.workers", 1, "--timeout", 15)
+    process, ranks = begin(FORKED, out, shards, "--data.workers", 1, "--timeout", 10)
     worker = ranks[0].children()[0]
     worker.suspend()
     printed, seconds = ended(process, out, 2, "failed")
     told(printed, rf"no progress for \d+ s: the run \(pid {process.pid} .*waiting for data.*pid {worker.pid} stopped")
-    assert seconds < 30  # 15 for --timeout, 2 for the looks, the rest for the batches that were ready
+    assert seconds < 25  # 10 for --timeout, 2 for the looks, the rest for the batches that were ready
     assert not is_running(worker.pid)
     process, ranks = begin(FORKED, out, shards)
     ranks[0].children()[-1].kill()
@@ -202,19 +205,17 @@ FAULTS = {
         r"rank 1 of 2 \(pid {pid} on .* has died, last seen .* at step \d+; the same command",
         10,
     ),
-    "suspended main": (0, "suspend", r"rank 0 of 2 \(pid {pid} on .* has not answered for \d+ s, last seen", 30),
-    "suspended other": (1, "suspend", r"rank 1 of 2 \(pid {pid} on .* has not answered for \d+ s, last seen", 30),
+    "suspended main": (0, "suspend", r"rank 0 of 2 \(pid {pid} on .* has not answered for \d+ s, last seen", 25),
+    "suspended other": (1, "suspend", r"rank 1 of 2 \(pid {pid} on .* has not answered for \d+ s, last seen", 25),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [LAUNCHED, TORCHRUN], ids=["accelerate", "torchrun"])
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_dead_rank_and_a_hung_collective_are_named(name, command, shards, tmp_path):
+def test_a_dead_rank_and_a_hung_collective_are_named(name, shards, tmp_path):
     rank, fault, pattern, within = FAULTS[name]
-    if command == TORCHRUN and fault == "suspend":
-        pytest.skip("as under accelerate, which uses torchrun's agent")
-    process, ranks = begin(command, tmp_path / "r", shards, "--timeout", 15)
+    command = TORCHRUN if name == "killed other" else LAUNCHED  # whose agent is torchrun's
+    process, ranks = begin(command, tmp_path / "r", shards, "--timeout", 10)
     time.sleep(1)  # a sign of life a second: the step last told is a step that was made
     getattr(ranks[rank], fault)()
     printed, seconds = ended(process, tmp_path / "r", 1, "failed")  # 1 is torchrun's; ours is 2
@@ -225,7 +226,7 @@ def test_a_dead_rank_and_a_hung_collective_are_named(name, command, shards, tmp_
 
 @pytest.mark.slow
 def test_a_rank_that_waits_for_data_is_named_by_the_one_that_waits_for_it(shards, tmp_path):
-    process, ranks = begin(LAUNCHED, tmp_path / "r", shards, "--timeout", 15)
+    process, ranks = begin(LAUNCHED, tmp_path / "r", shards, "--timeout", 10)
     for worker in ranks[1].children():
         worker.suspend()
     printed, _ = ended(process, tmp_path / "r", 1, "failed")
