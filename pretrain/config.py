@@ -151,9 +151,10 @@ class Config:
     milestone_every: int = 10_000
     """Steps between checkpoints that are kept for good, to go back to when a run turned bad. 350 MB each for the ViT,
     so ten in a run of 100,000 steps."""
-    timeout: float = 600.0
-    """Seconds without any progress after which a run ends with an error that names the process that hangs. Longer than
-    a save, and than `data.patience`."""
+    timeout: float = 1800.0
+    """Seconds without any progress after which a run ends with an error that names the process that hangs; a dead
+    process is told at once. Longer than any step or save: half an hour, as torch's own collectives wait, since to end
+    a slow run is worse than to end a hung one late."""
     mean: float = 0.5
     """Subtracted from pixels in [0, 1]. One fixed convention, so that weights need no data set's statistics."""
     std: float = 0.25

@@ -7,9 +7,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import cv2
 from matplotlib.figure import Figure
 
+from augment import MultiCrop
+from augment.preview import draw_views
+from data_shards.stream import Address, Stream
 from pretrain.checkpoint import replace_atomically
+from pretrain.config import Config
 from pretrain.journal import read_metrics
 from pretrain.run_folder import RunFolder
 
@@ -27,6 +32,16 @@ CURVES = (
     ("lr", "learning rate", ""),
     ("images_per_s", "crops / s", ""),
 )
+
+
+def write_views(stream: Stream, config: Config, path: Path) -> None:
+    """Draw the first picture of a run: four crops of its first set, and the views that the networks will see of them."""
+    chosen = [Address(0, 0, i * len(stream.sets[0]) // 4) for i in range(4)]
+    read = [stream.read(address, config.data.bad_samples > 0) for address in chosen]
+    keys = [(config.seed, 0, 0, r.address.index) for r in read]
+    sheet = draw_views([r.image for r in read], MultiCrop(config.views), keys)
+    encoded = cv2.imencode(".png", sheet[..., ::-1])[1].tobytes()
+    replace_atomically(path, lambda file: file.write(encoded))
 
 
 def draw_curves(metrics: list[dict[str, Any]], path: Path) -> None:

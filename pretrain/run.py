@@ -8,26 +8,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import cv2
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
-from augment import MultiCrop
-from augment.preview import draw_views
-from data_shards.stream import Address, ShardSet, Stream
+from data_shards.stream import ShardSet, Stream
 from pretrain.backbones import build_backbone
 from pretrain.batches import SampleRecord
 from pretrain.batchnorm import calibration_crops, exported
-from pretrain.checkpoint import load_combined, load_resume, replace_atomically, save_combined, save_resume
+from pretrain.checkpoint import load_combined, load_resume, save_combined, save_resume
 from pretrain.config import ChangedError, Config, ConfigError, parsed_shards
 from pretrain.facts import weights_facts, write_facts
 from pretrain.identity import circumstances, differences, extension_note, identity, table
 from pretrain.journal import Journal, read_metrics
 from pretrain.precision import resolve_precision, resolve_threads
-from pretrain.report import format_summary, summary_rows, write_report
+from pretrain.report import format_summary, summary_rows, write_report, write_views
 from pretrain.run_folder import RunFolder
 from pretrain.scores import knn_of_run, labelled_sets
 from pretrain.shards import check_cache, phantom_shards, shard_cache
@@ -123,7 +120,7 @@ class Run:
         self.folder.write_config(self.config)
         self.folder.write_state("running", self.trainer.step)
         if not self.folder.views.exists():
-            self._draw_views()
+            write_views(self.trainer.stream, self.config, self.folder.views)
 
     def _identity(self) -> dict[str, Any]:
         return identity(self.config, self.sets, self.weights, self.precision.name, self.trainer.total)
@@ -299,13 +296,3 @@ class Run:
         self.folder.write_state("finished", self.trainer.step)
         self.say("\n" + format_summary(rows))
         self.say(f"\n  weights  {self.folder.weights}\n  facts    {self.folder.facts}\n  report   {self.folder.report}")
-
-    def _draw_views(self) -> None:
-        """The first picture of a run: what the networks will see."""
-        stream, seed = self.trainer.stream, self.config.seed
-        chosen = [Address(0, 0, i * len(self.sets[0]) // 4) for i in range(4)]
-        read = [stream.read(address, self.config.data.bad_samples > 0) for address in chosen]
-        keys = [(seed, 0, 0, r.address.index) for r in read]
-        sheet = draw_views([r.image for r in read], MultiCrop(self.config.views), keys)
-        encoded = cv2.imencode(".png", sheet[..., ::-1])[1].tobytes()
-        replace_atomically(self.folder.views, lambda file: file.write(encoded))

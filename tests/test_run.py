@@ -2,10 +2,8 @@
 
 import io
 import json
-import os
 import re
 import shutil
-import signal
 import tarfile
 from pathlib import Path
 
@@ -328,29 +326,13 @@ def test_a_corrupt_crop_is_told_by_the_process_that_read_it(shards, tmp_path):
     assert "[rank" not in errors  # no traceback of the other process's own
 
 
-def test_term_to_the_whole_process_group_stops_and_saves(shards, tmp_path):
+def test_a_folder_in_which_a_run_trains_is_left_alone(shards, tmp_path):
     out = tmp_path / "run"
     process = start(FORKED, "--recipe", "smoke", "--out", out, "--data.shards", shards, "--steps", 200)
     wait_for(lambda: (out / "metrics.jsonl").exists() and len(complete_lines(out)) > 2, process)
     for resume in ("auto", "never"):
-        with pytest.raises(AssertionError, match="another process is training"):
-            smoke(out, shards, "--steps", 200, "--resume", resume)
-    os.killpg(process.pid, signal.SIGTERM)
-    printed, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    assert "stopped after step" in printed
-    assert json.loads((out / "state.json").read_text())["step"] == len(logged(out))
-
-
-def test_a_dead_data_worker_is_told_in_one_line(shards, tmp_path):
-    out = tmp_path / "run"
-    process = start(FORKED, "--recipe", "smoke", "--out", out, "--data.shards", shards, "--steps", 500)
-    wait_for(lambda: (out / "metrics.jsonl").exists() and len(complete_lines(out)) > 2, process)
-    psutil.Process(process.pid).children()[-1].kill()
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert re.search(r"error: a data worker died \(DataLoader worker .* the same command continues", errors)
-    assert "Traceback" not in errors
+        assert "another process is training" in smoke(out, shards, "--steps", 200, "--resume", resume, code=2)
+    kill(process)
 
 
 def test_nothing_starts_over_when_every_checkpoint_is_damaged(shards, tmp_path):
