@@ -35,7 +35,7 @@ CURVES = (
 
 
 def write_views(stream: Stream, config: Config, path: Path) -> None:
-    """Draw the first picture of a run: four crops of its first set, and the views that the networks will see of them."""
+    """Draw the first picture of a run: four crops of its first set, and the views that networks will see of them."""
     chosen = [Address(0, 0, i * len(stream.sets[0]) // 4) for i in range(4)]
     read = [stream.read(address, config.data.bad_samples > 0) for address in chosen]
     keys = [(config.seed, 0, 0, r.address.index) for r in read]
