@@ -5,5 +5,9 @@ class ShardError(ValueError):
     """Shards that are absent, damaged or not what they say. The message is one line: what, where, what to do."""
 
 
+class CorruptError(ShardError):
+    """A sample or shard that will never be readable as it is; other ShardErrors may pass, as a lost server does."""
+
+
 class PackError(ValueError):
     """Inputs or settings from which no shards can be made. The message is one line: what, where, what to do."""

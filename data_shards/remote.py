@@ -15,7 +15,7 @@ from http import HTTPStatus
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from data_shards.errors import ShardError
+from data_shards.errors import CorruptError, ShardError
 
 BLOCK_BYTES = 16 << 20
 """Bytes of one request: large beside the cost of a request, small enough to hold in memory and to repeat."""
@@ -59,8 +59,9 @@ class NotFound(ShardError):
 class _Failure(Exception):
     """One failed request, in plain words."""
 
-    def __init__(self, words: str, error: Exception | None = None) -> None:
+    def __init__(self, words: str, error: Exception | None = None, corrupt: bool = False) -> None:
         super().__init__(words)
+        self.kind = CorruptError if corrupt else ShardError
         self.missing = isinstance(error, FileNotFoundError)
         self.permanent = error is not None and _is_permanent(error)
 
@@ -89,7 +90,9 @@ def download(file: RemoteFile, sink: BinaryIO, patience: float) -> None:
             sink.write(block)
         sink.flush()
         if digest.hexdigest() != file.sha256:
-            raise _Failure("its SHA-256 is not the manifest's; was it uploaded whole, and with this manifest?")
+            raise _Failure(
+                "its SHA-256 is not the manifest's; was it uploaded whole, and with this manifest?", corrupt=True
+            )
 
     _persist(attempt, file.url, patience)
 
@@ -131,7 +134,8 @@ def _persist(attempt: Callable[[], T], url: Url, patience: float) -> T:
                 raise ShardError(f"cannot read {url}: {failure}; check the URL and your rights to it") from None
             if left <= 0:
                 tried = f"tried for {now - began:.0f} s" if now - began >= 1 else "tried again at once"
-                raise ShardError(f"cannot read {url} ({tried}): {failure}; check the server, then resume") from None
+                said = f"cannot read {url} ({tried}): {failure}; check the server, then resume"
+                raise failure.kind(said) from None
         time.sleep(min(pause, left))
         pause = min(2 * pause, LONGEST_PAUSE)
 
@@ -168,14 +172,20 @@ def _filesystem(scheme: str, _process: int, stall: float) -> Any:
             options = {}
         filesystem = fsspec.filesystem(scheme, skip_instance_cache=True, **options)
     except ImportError:
+        if scheme not in ("http", "https", "s3", "s3a"):
+            raise _unknown(scheme) from None
         raise ShardError(
             f'{scheme}:// shards need packages that are not installed: pip install -e ".[remote]"'
         ) from None
-    except ValueError:
-        raise ShardError(f"{scheme}:// is not known: use http://, https:// or s3://, or a local folder") from None
+    except (ValueError, TypeError):
+        raise _unknown(scheme) from None
     if scheme in ("s3", "s3a"):
         filesystem.retries = 1
     return filesystem
+
+
+def _unknown(scheme: str) -> ShardError:
+    return ShardError(f"{scheme}:// is not known: use http://, https:// or s3://, or a local folder")
 
 
 def _is_permanent(error: Exception) -> bool:

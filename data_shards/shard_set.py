@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from data_shards.cache import ShardCache
-from data_shards.errors import ShardError
+from data_shards.errors import CorruptError, ShardError
 from data_shards.index import BLOCK, index_shards, name_in_header, split_name
 from data_shards.manifest import (
     INDEX,
@@ -183,7 +183,7 @@ class ShardSet:
             self._cache.drop(self._remote(place[0]))
             found = decode(self._read(i, *place))
         if found is None:
-            raise ShardError(
+            raise CorruptError(
                 f"sample {self.key(i)} in {self._place(place[0])} is corrupt: copy or pack that shard again"
             )
         return found
@@ -196,7 +196,7 @@ class ShardSet:
         except OSError as error:
             raise _unreadable(self.shards[shard], error) from None
         if len(raw) < size:
-            raise ShardError(f"the shard {self.shards[shard]} ends before sample {i}: copy or pack it again")
+            raise CorruptError(f"the shard {self.shards[shard]} ends before sample {i}: copy or pack it again")
         return raw
 
     def _place(self, shard: int) -> Path | Url:

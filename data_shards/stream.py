@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_shards.errors import ShardError
+from data_shards.errors import CorruptError, ShardError
 from data_shards.order import GROUP, Cycle, epoch_order
 from data_shards.remote import Url
 from data_shards.shard_set import ShardSet
 
-__all__ = ["GROUP", "Address", "ShardError", "ShardSet", "Stream", "epoch_order"]
+__all__ = ["GROUP", "Address", "CorruptError", "ShardError", "ShardSet", "Stream", "epoch_order"]
 
 WINDOW = 1000
 """Samples in which each weighted share is right to one sample."""
@@ -40,7 +40,7 @@ class Reading(NamedTuple):
     image: np.ndarray
     address: Address
     attempt: int
-    failure: ShardError | None
+    failure: CorruptError | None
 
 
 class Stream:
@@ -98,14 +98,15 @@ class Stream:
     def read(self, address: Address, substitutes: bool = False) -> "Reading":
         """The image at `address`, or with `substitutes` one in its place where it cannot be read.
 
-        Raises ShardError for the first failure if nothing else can be read either.
+        Only what is corrupt is replaced: a server that is lost for an hour must not change which samples a run sees.
+        Raises CorruptError for the first failure if nothing else can be read either, other ShardErrors at once.
         """
         attempt, read = 0, address
-        failure: ShardError | None = None
+        failure: CorruptError | None = None
         while True:
             try:
                 return Reading(self.image(read), read, attempt, failure)
-            except ShardError as error:
+            except CorruptError as error:
                 failure = failure or error
                 attempt += 1
                 if not substitutes or attempt == ATTEMPTS:

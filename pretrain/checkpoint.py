@@ -123,8 +123,14 @@ def load_resume(path: Path) -> dict[str, Any]:
 
 
 def resume_files(folder: Path) -> list[Path]:
-    """The resume checkpoints of a run, newest first."""
-    return sorted(folder.glob("step-*.pth"), reverse=True)
+    """The resume checkpoints of a run, `step-N.pth` and `milestone-N.pth`, newest first."""
+    found = [path for kind in ("step", "milestone") for path in folder.glob(f"{kind}-*.pth")]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The steps after which a resume checkpoint was written, by its name."""
+    return int(path.stem.rpartition("-")[2])
 
 
 def replace_atomically(path: Path, write: Callable[[Any], object]) -> None:

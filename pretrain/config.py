@@ -6,6 +6,7 @@ The library underneath is jsonargparse: a YAML recipe, then dotted overrides fro
 import math
 from dataclasses import dataclass, field
 from operator import attrgetter
+from pathlib import Path
 from typing import Literal
 
 from augment.config import ViewConfig
@@ -243,7 +244,8 @@ def parsed_shards(entries: list[str]) -> tuple[list[str], list[float] | None]:
 
     Raises ConfigError when only some entries are weighted or a weight is not a positive number.
     """
-    split = [entry.rpartition("=") if "=" in entry and "?" not in entry else (entry, "", "") for entry in entries]
+    split = [(e, "", "") if "?" in e or Path(e).exists() else e.rpartition("=") for e in entries]
+    split = [parts if parts[1] else ("".join(parts), "", "") for parts in split]
     weighted = [bool(equals) for _, equals, _ in split]
     if not any(weighted):
         return [path for path, _, _ in split], None

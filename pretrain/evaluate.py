@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from augment import fit
-from data_shards.stream import ShardError, ShardSet
+from data_shards.stream import CorruptError, ShardSet
 from pretrain.batches import normalised
 
 PIXELS = (24, 24)  # the raw-pixel baseline's size, the one its published figure on real crops was taken at
@@ -41,7 +41,7 @@ def load_labelled(
 ) -> LabelledCrops:
     """Read the crops that carry `label`, resized to `size` (H, W); of larger sets, `limit` spread evenly over them.
 
-    Crops that cannot be read are left out if a list takes their messages. Raises EvaluationError when no crop carries
+    Corrupt crops are left out if a list takes their messages. Raises EvaluationError when no crop carries
     the label, ShardError for one that cannot be read.
     """
     check_label(sets, label)
@@ -54,7 +54,7 @@ def load_labelled(
                 if meta.get(label) is None:
                     continue
                 image = shards.image(i)
-            except ShardError as error:
+            except CorruptError as error:
                 if unreadable is None:
                     raise
                 unreadable.append(str(error))

@@ -12,7 +12,7 @@ from pretrain.checkpoint import replace_atomically
 from pretrain.config import Config
 
 # Settings that name places on a disk, which are nobody's business and may be a clinic's name.
-PRIVATE = ("out", "shards")
+PRIVATE = ("out", "shards", "cache")
 
 
 def weights_facts(

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,6 +13,8 @@ from torch import Tensor
 from data_shards.stream import ShardError, Stream
 from pretrain.batches import SampleRecord
 from pretrain.run_folder import RunFolder
+
+STEP = re.compile(rb'{"step": (\d+)')
 
 
 class StepLog:
@@ -74,6 +77,11 @@ class Journal:
             if record.read != record.index:
                 self._bad.write({"step": step, **self._named(record), "instead": record.read})
 
+    def named(self, samples: Tensor) -> list[dict[str, Any]]:
+        """The samples int64 [B, 5] of a step by shard and, where we gave it, id."""
+        records = map(SampleRecord._make, samples.tolist())
+        return [self._named(r) | {"epoch": r.epoch, "read": r.read, "views": r.views} for r in records]
+
     def _named(self, record: SampleRecord) -> dict[str, Any]:
         shards = self._stream.sets[record.source]
         ends = np.cumsum(shards.shard_sizes)
@@ -101,28 +109,27 @@ class Journal:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line that a crash cut short is left out."""
+    """The lines of a metrics file; one that a crash cut short, or that is damaged, is left out."""
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+    for text in path.read_bytes().splitlines():
+        if STEP.match(text):
+            with contextlib.suppress(ValueError):
+                lines.append(json.loads(text))
     return lines
 
 
 def _lines_before(path: Path, start: int) -> tuple[int, int]:
-    """How many lines of steps before `start` a file begins with, and the byte where they end."""
+    """How many lines of steps before `start` a file begins with, and the byte where they end.
+
+    Only the step, which every line begins with, is looked at: logs grow long. A damaged line stays where it is.
+    """
     kept, end = 0, 0
     with path.open("rb") as file:
         for line in file:
-            try:
-                step = json.loads(line)["step"]
-            except (ValueError, KeyError, TypeError):
+            step = STEP.match(line)
+            if not line.endswith(b"\n") or (step and int(step[1]) >= start):
                 break
-            if not line.endswith(b"\n") or step >= start:
-                break
-            kept, end = kept + 1, end + len(line)
+            kept, end = kept + bool(step), end + len(line)
     return kept, end

@@ -1,6 +1,5 @@
 """The order of a run: folder, data, training, checkpoints, scores, report."""
 
-import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -16,10 +15,9 @@ from tqdm import tqdm
 
 from data_shards.stream import ShardSet, Stream
 from pretrain.backbones import build_backbone
-from pretrain.batches import SampleRecord
 from pretrain.batchnorm import calibration_crops, exported
 from pretrain.checkpoint import load_combined, load_resume, save_combined, save_resume
-from pretrain.config import ChangedError, Config, ConfigError, parsed_shards
+from pretrain.config import ChangedError, Config, ConfigError
 from pretrain.facts import weights_facts, write_facts
 from pretrain.identity import circumstances, differences, extension_note, identity, table
 from pretrain.journal import Journal, read_metrics
@@ -27,7 +25,7 @@ from pretrain.precision import resolve_precision, resolve_threads
 from pretrain.report import format_summary, summary_rows, write_report, write_views
 from pretrain.run_folder import RunFolder
 from pretrain.scores import knn_of_run, labelled_sets
-from pretrain.shards import check_cache, phantom_shards, shard_cache
+from pretrain.shards import open_sets, phantom_shards, shard_cache
 from pretrain.stop import launcher_is_gone
 from pretrain.trainer import BadSamplesError, NonFiniteError, Trainer
 from pretrain.watchdog import Watchdog
@@ -45,6 +43,8 @@ class Run:
         self.main = state.is_main_process
         self.training = False
         self.folder = RunFolder(config.out)
+        if resume != "auto":
+            self.folder.same_command = "without --resume the same command"
         self.watchdog = watchdog
         watchdog.record, watchdog.standing = self._record, self.folder.standing
         self.say: Callable[[str], None] = print if self.main else (lambda _: None)
@@ -60,12 +60,10 @@ class Run:
             f"{config.backbone} on {self.state.num_processes} x {self.state.device.type}, {self.threads} threads each, "
             f"precision {self.precision.name} ({self.precision.why})"
         )
-        paths, self.weights = parsed_shards(config.data.shards)
         cache = shard_cache(config.data)
-        self.sets = [ShardSet(path, cache) for path in paths]
-        check_cache(config, self.sets, self.weights is not None)
+        self.sets, self.weights = open_sets(config, cache)
         self._on_main(self._open_folder)
-        if not paths:
+        if not self.sets:
             self.sets = [ShardSet(self._on_main(lambda: phantom_shards(config, self.folder.phantom, self.say)))]
         self.labelled = labelled_sets(config, self.sets, cache, self.say)
         stream = Stream(self.sets, self.weights, config.seed, config.data.shard_group)
@@ -147,8 +145,8 @@ class Run:
         self.trainer.load_state_dict(state)
         if old_total < total:
             self.say(extension_note(self.config, self.trainer.step, old_total, total))
-        if later := self._on_main(lambda: self.folder.set_aside(self.trainer.step)):
-            self.say(f"set aside in {self.folder.checkpoints}, being of later steps: {', '.join(later)}")
+        if aside := self._on_main(lambda: self.folder.set_aside(self.trainer.step)):
+            self.say(f"moved the checkpoints of later steps to {aside}, with copies of the logs")
         if self.trainer.step < total:
             self.say(f"continuing from step {self.trainer.step}")
             if differs := differences(json.loads(state["circumstances"]), self._circumstances()):
@@ -189,9 +187,6 @@ class Run:
             with self.watchdog.training(trainer) as signals:
                 complete = trainer.run(log, save, lambda: signals.asked or launcher_is_gone() or folder.stop.exists())
         except BaseException as error:
-            if journal:
-                with contextlib.suppress(OSError):
-                    folder.write_state("failed", trainer.step)
             self._explain(error, journal)
             raise
         finally:
@@ -199,14 +194,11 @@ class Run:
             if journal:
                 journal.close()
         if journal and self.saved < trainer.step:
-            folder.write_state("failed", trainer.step)
-            raise OSError(
-                f"step {trainer.step} is not saved ({self.unsaved}); make room, and the same command continues"
-            )
+            raise OSError(f"step {trainer.step} is not saved ({self.unsaved}); make room, then {folder.standing()}")
         if not complete and self.main:
             folder.write_state("stopped", trainer.step)
             folder.stop.unlink(missing_ok=True)
-            self.say(f"stopped after step {trainer.step} of {trainer.total}; the same command continues")
+            self.say(f"stopped after step {trainer.step} of {trainer.total}; {folder.same_command} continues")
         return complete
 
     def _explain(self, error: BaseException, journal: Journal | None) -> None:
@@ -218,15 +210,19 @@ class Run:
             allowed = f"--data.bad_samples {self.config.data.bad_samples}"
             raise ConfigError(f"{error}, more than {allowed} allows: see {folder.bad_samples}") from error
         if isinstance(error, NonFiniteError):
-            kept = self._on_main(self._keep_nonfinite)
+            kept = self._on_main(lambda: self._keep_nonfinite(journal))
             raise ConfigError(
-                f"{error}; the weights are as before it. Its samples are in {kept[0]}; the same command with --resume "
-                f"{kept[1]} replays it. Lower --optim.lr and start anew with --resume never"
+                f"{error}; the weights are as before it. {kept}. Lower --optim.lr and start anew with --resume never"
             ) from error
 
-    def _keep_nonfinite(self) -> tuple[Path, Path]:
-        records = [SampleRecord._make(row)._asdict() for row in self.trainer.samples.tolist()]
-        return self.folder.keep_nonfinite(self.trainer.step, {"samples": records}, self._resume_state())
+    def _keep_nonfinite(self, journal: Journal | None) -> str:
+        assert journal
+        samples = journal.named(self.trainer.samples)
+        try:
+            given, before = self.folder.keep_nonfinite(self.trainer.step, samples, self._resume_state())
+        except OSError as lost:
+            return f"Its samples and the state before it could not be kept ({lost})"
+        return f"Its samples are in {given}; the same command with --resume {before} replays it"
 
     def _try_to_save(self, journal: Journal) -> None:
         """Save; a full disk costs this checkpoint, not the run: the next one is tried as usual."""
@@ -236,19 +232,24 @@ class Run:
             self.saved = self.trainer.step
         except OSError as error:
             self.unsaved = f"{error.strerror or error}: {error.filename or self.folder.path}"
-            tqdm.write(
-                f"warning: step {self.trainer.step} is not saved ({self.unsaved}); the run goes on, and the last "
-                f"checkpoint is of step {self.saved}"
-            )
+            if self.trainer.step < self.trainer.total:
+                goes_on = f"the run goes on, and the last checkpoint is of step {self.saved}"
+                tqdm.write(f"warning: step {self.trainer.step} is not saved ({self.unsaved}); {goes_on}")
 
     def _save(self) -> None:
         """Weights for users and their facts, then the resume checkpoint: who continues from it finds both written."""
         folder, trainer = self.folder, self.trainer
+        if not trainer.is_finite():
+            raise ConfigError(
+                f"the weights are no longer finite after step {trainer.step}, so they are not saved; lower --optim.lr "
+                "and start anew with --resume never"
+            )
         network = exported(trainer.teacher, self._calibration_crops, self.config)
         save_combined(folder.weights, network.backbone, network.proj_head)
         self._write_facts({})
-        save_resume(folder.resume_file(trainer.step), self._resume_state())
-        folder.prune(self.config.keep, self.config.milestone_every)
+        milestone = trainer.step % self.config.milestone_every == 0
+        save_resume(folder.resume_file(trainer.step, milestone), self._resume_state())
+        folder.prune(self.config.keep)
         folder.write_state("running", trainer.step)
 
     def _resume_state(self) -> dict[str, Any]:
@@ -282,7 +283,7 @@ class Run:
         """Score the weights as their users will load them, write facts, report and summary."""
         lines = read_metrics(self.folder.metrics)
         if not lines:
-            raise ConfigError(f"{self.resume} is at the last step of its run: nothing is left to do")
+            raise ConfigError(f"{self.folder.metrics} is lost, so there is nothing to report; training is complete")
         self.last_line = lines[-1]
         trained = build_backbone(self.config.backbone)
         load_combined(self.folder.weights, trained)

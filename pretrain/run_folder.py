@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from data_shards.remote import Url
-from pretrain.checkpoint import CheckpointError, load_resume, replace_atomically, resume_files, save_resume
+from pretrain.checkpoint import CheckpointError, load_resume, replace_atomically, resume_files, save_resume, step_of
 from pretrain.config import Config, ConfigError
 
 
@@ -35,6 +35,8 @@ class RunFolder:
         self.weights = self.path / f"{self.name}.pth"
         self.facts = self.path / f"{self.name}.json"
         self.phantom = self.path / "phantom"
+        self.same_command = "the same command"
+        """What continues the run, in words."""
         self.held = False
         """Whether this process holds the lock."""
 
@@ -66,12 +68,22 @@ class RunFolder:
             if self._is_half_written(path):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def set_aside(self, step: int) -> list[str]:
-        """Rename the resume checkpoints of later steps than `step`, which the run no longer stems from; their names."""
-        later = [path for path in resume_files(self.checkpoints) if path > self.resume_file(step)]
+    def set_aside(self, step: int) -> Path | None:
+        """Move resume checkpoints of later steps than `step`, which the run no longer stems from, into a new folder.
+
+        Copies of the step logs go with them. Returns the folder, None if there is no such checkpoint.
+        """
+        later = [path for path in resume_files(self.checkpoints) if step_of(path) > step]
+        if not later:
+            return None
+        aside = _first_free(self.path / "aside")
+        aside.mkdir()
+        for log in (self.metrics, self.samples, self.bad_samples):
+            if log.exists():
+                shutil.copy(log, aside)
         for path in later:
-            path.replace(path.with_name(f"aside-{path.name}"))
-        return [path.name for path in later]
+            path.replace(aside / path.name)
+        return aside
 
     def _refuse_strangers(self) -> None:
         if self.path.is_file() or (self.path.is_dir() and not self._is_run()):
@@ -91,7 +103,7 @@ class RunFolder:
             return bool(own) and {p.name for p in path.iterdir()} <= {self.weights.name}
         files = (self.config, self.metrics, self.state, self.report, self.views, self.curves, self.facts)
         names = "|".join(
-            [*(re.escape(file.name) for file in files), r"step-\d{8}\.pth", r"nonfinite-\d{8}\.(pth|json)"]
+            [*(re.escape(file.name) for file in files), r"(step|milestone)-\d{8}\.pth", r"nonfinite-\d{8}\.(pth|json)"]
         )
         return bool(re.fullmatch(rf"\.({names})\.\d+", path.name))
 
@@ -104,15 +116,17 @@ class RunFolder:
         if not self.path.exists():
             return None
         self.lock()
-        taken = 1
-        while (aside := self.path.with_name(f"{self.path.name}.old-{taken}")).exists():
-            taken += 1
-        return self.path.rename(aside)
+        return self.path.rename(_first_free(self.path.with_name(f"{self.path.name}.old")))
 
     def write_state(self, status: Literal["running", "finished", "stopped", "failed"], step: int) -> None:
         """Record how the run stands: its status and the number of steps done."""
         content = json.dumps({"state": status, "step": step}) + "\n"
-        replace_atomically(self.state, lambda file: file.write(content.encode()))
+        try:
+            replace_atomically(self.state, lambda file: file.write(content.encode()))
+        except OSError:  # a full disk still takes as many bytes as are there
+            with self.state.open("r+b") as file:
+                file.write(content.encode())
+                file.truncate()
 
     def end_state(self, status: Literal["stopped", "failed"], step: int | None) -> None:
         """Record how a run ended that is recorded as running; without a step, the recorded one stays."""
@@ -122,9 +136,12 @@ class RunFolder:
 
     def read_state(self) -> dict[str, Any]:
         """The last recorded state, or {} before the first. Raises ConfigError if the file is not what was written."""
+        if not self.state.exists():
+            return {}
         try:
-            return json.loads(self.state.read_text()) if self.state.exists() else {}
-        except json.JSONDecodeError:
+            state = json.loads(self.state.read_text())
+            return {"state": str(state["state"]), "step": int(state["step"])}
+        except (ValueError, KeyError, TypeError):
             raise ConfigError(f"{self.state} is damaged; delete it, and the same command continues the run") from None
 
     def write_config(self, config: Config) -> None:
@@ -157,26 +174,34 @@ class RunFolder:
     def standing(self) -> str:
         """What the same command would do now, in words."""
         saved = resume_files(self.checkpoints)
-        return "the same command " + (f"continues from step {int(saved[0].stem[-8:])}" if saved else "starts anew")
+        return f"{self.same_command} " + (f"continues from step {step_of(saved[0])}" if saved else "starts anew")
 
-    def resume_file(self, step: int) -> Path:
+    def resume_file(self, step: int, milestone: bool) -> Path:
         """The resume checkpoint after `step` steps."""
-        return self.checkpoints / f"step-{step:08d}.pth"
+        return self.checkpoints / f"{'milestone' if milestone else 'step'}-{step:08d}.pth"
 
-    def prune(self, keep: int, milestone_every: int) -> None:
-        """Delete all but the newest `keep` resume checkpoints and those at multiples of `milestone_every` steps."""
+    def prune(self, keep: int) -> None:
+        """Delete all but the newest `keep` resume checkpoints, and the milestones."""
         for path in resume_files(self.checkpoints)[keep:]:
-            if int(path.stem.removeprefix("step-")) % milestone_every:
+            if path.name.startswith("step-"):
                 path.unlink()
 
-    def keep_nonfinite(self, step: int, facts: dict[str, Any], state: Mapping[str, Any]) -> tuple[Path, Path]:
+    def keep_nonfinite(self, step: int, samples: list[dict[str, Any]], state: Mapping[str, Any]) -> tuple[Path, Path]:
         """Write what a step that went bad was given, and the state before it, which `--resume` replays; their paths."""
         given = self.path / f"nonfinite-{step:08d}.json"
         before = self.checkpoints / f"nonfinite-{step:08d}.pth"
-        text = json.dumps({"step": step} | facts, indent=1) + "\n"
+        text = json.dumps({"step": step, "samples": samples}, indent=1) + "\n"
         replace_atomically(given, lambda file: file.write(text.encode()))
         save_resume(before, state)
         return given, before
+
+
+def _first_free(stem: Path) -> Path:
+    """`<stem>-N` for the first N from 1 that is not there."""
+    taken = 1
+    while (path := stem.with_name(f"{stem.name}-{taken}")).exists():
+        taken += 1
+    return path
 
 
 def _plain(value: Any) -> Any:

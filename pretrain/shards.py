@@ -8,7 +8,7 @@ from data_shards.pack import PackConfig, pack
 from data_shards.phantom import write_archive
 from data_shards.remote import Url
 from data_shards.stream import ShardSet
-from pretrain.config import Config, ConfigError, DataConfig
+from pretrain.config import Config, ConfigError, DataConfig, parsed_shards
 
 PHANTOM_KEY = b"phantom radiographs identify nobody"  # a fixed key, so that a seed gives the same shards everywhere
 
@@ -17,6 +17,14 @@ def shard_cache(data: DataConfig) -> ShardCache:
     """Where this node keeps copies of remote shards."""
     folder = Path(data.cache).expanduser() if data.cache else None
     return ShardCache(folder, int(data.cache_gb * 1e9), data.patience)
+
+
+def open_sets(config: Config, cache: ShardCache) -> tuple[list[ShardSet], list[float] | None]:
+    """The sets named in the configuration and their weights. Raises ShardError or ConfigError for what cannot be."""
+    paths, weights = parsed_shards(config.data.shards)
+    sets = [ShardSet(path, cache) for path in paths]
+    check_cache(config, sets, weights is not None)
+    return sets, weights
 
 
 def check_cache(config: Config, sets: list[ShardSet], weighted: bool) -> None:

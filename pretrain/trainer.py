@@ -87,8 +87,6 @@ class Trainer:
         self.center = torch.zeros(config.method.prototypes, device=accelerator.device)
         groups = parameter_groups(self.student, config.optim.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=config.optim.lr, fused=accelerator.device.type != "mps")
-        self._buffers = [b for network in (self.student, self.teacher) for b in network.buffers()]
-        self._buffers_before = [b.clone() for b in self._buffers]
         self.step = 0  # steps done: the whole position of the run
         self.samples = torch.empty(
             0, len(SampleRecord._fields), dtype=torch.int64
@@ -156,7 +154,9 @@ class Trainer:
         BadSamplesError, and what reading a sample raises, before the weights change.
         """
         config, accelerator = self.config, self.accelerator
-        self.trained = accelerator.prepare(self.student)
+        self.trained = accelerator.prepare(self.student)  # DDP may replace its buffers
+        self._buffers = [b for network in (self.student, self.teacher) for b in network.buffers()]
+        self._buffers_before = [b.clone() for b in self._buffers]
         began = time.perf_counter()
         self.phase = "waiting for data"
         for batch in self._batches():
@@ -225,6 +225,10 @@ class Trainer:
         except NonFiniteError:
             torch._foreach_copy_(self._buffers, self._buffers_before)
             raise
+
+    def is_finite(self) -> bool:
+        """Whether all weights are: a step with finite gradients can still throw them out."""
+        return all(bool(p.isfinite().all()) for n in (self.student, self.teacher) for p in n.parameters())
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs besides its configuration: nothing random, no loader state."""

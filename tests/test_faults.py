@@ -1,5 +1,6 @@
 """A run that is killed, starved of disk, fed bad data or asked to change: nothing is lost, doubled or kept silent."""
 
+import itertools
 import json
 import os
 import random
@@ -28,6 +29,7 @@ from processes import (
 
 from data_shards.shard_set import ShardSet
 from data_shards.stream import Stream
+from pretrain.journal import StepLog, read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +142,7 @@ def test_two_processes_read_s3_through_one_cache_and_log_the_same(shards, whole,
             client.upload_file(str(path), "clinic", f"set/{path.relative_to(shards)}")
     out = tmp_path / "smoke"
     with LoopbackServer(upstream=f"{host}:{port}") as proxy:
-        proxy.faults = {".tar": iter(["503", "reset", "cut", "slow"])}
+        proxy.faults = {"set/shard-000000.tar": iter(["503", "reset", "cut", "slow"])}
         keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
         for name, value in {**{k: os.environ[k] for k in keys}, "AWS_ENDPOINT_URL": proxy.url}.items():
             monkeypatch.setitem(ENVIRONMENT, name, value)
@@ -185,8 +187,9 @@ def test_a_disk_that_stays_full_ends_the_run_saying_what_is_saved(shards, whole,
 def test_milestones_are_kept_beside_the_newest(shards, tmp_path):
     out = tmp_path / "run"
     smoke(out, shards, "--steps", 12, "--checkpoint_every", 2, "--keep", 2, "--milestone_every", 3)
-    kept = [int(path.stem[-8:]) for path in sorted((out / "checkpoints").glob("step-*"))]
-    assert kept == [3, 6, 9, 10, 12]
+    smoke(out, shards, "--steps", 14, "--checkpoint_every", 2, "--keep", 1)
+    kept = [path.stem.replace("-000000", " ") for path in sorted((out / "checkpoints").glob("*"))]
+    assert kept == ["milestone 03", "milestone 06", "milestone 09", "milestone 12", "step 14"]
 
 
 def test_unreadable_samples_are_recorded_and_replaced_up_to_the_number_allowed(shards, tmp_path):
@@ -206,6 +209,36 @@ def test_unreadable_samples_are_recorded_and_replaced_up_to_the_number_allowed(s
     smoke(out, broken, "--data.bad_samples", 1, "--data.workers", 0)
     assert_same_run(out, tmp_path / "whole" / "run")
     assert lines == [json.loads(line) for line in (out / "bad_samples.jsonl").read_text().splitlines()]
+
+
+def test_an_outage_is_no_bad_sample(shards, tmp_path):
+    with LoopbackServer(shards) as server:
+        given = ["--data.shards", server.url, "--data.cache", tmp_path / "cache", "--data.bad_samples", 50]
+        server.faults = {"shard-000000.tar": itertools.repeat("503")}
+        printed = smoke(tmp_path / "run", None, *given, "--data.patience", 1, "--eval.shards", shards, code=2)
+    assert re.search(r"error: cannot read http://.*shard-000000\.tar \(tried .*503", printed)
+    assert not (tmp_path / "run" / "bad_samples.jsonl").exists()
+
+
+def test_weights_that_are_not_finite_are_never_saved(shards, tmp_path):
+    wild = ["--optim.lr", "1e38", "--optim.lr_end", "1e38", "--optim.warmup", 0, "--method.freeze_last_layer", 0]
+    wild += ["--method.ema_start", 0, "--method.ema_end", 0]
+    printed = smoke(tmp_path / "run", shards, "--steps", 1, *wild, code=2)
+    assert "the weights are no longer finite after step 1, so they are not saved" in printed
+    assert not (tmp_path / "run" / "run.pth").exists()
+
+
+def test_a_log_with_a_damaged_line_loses_that_line_only(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "loss": 1.5}) for step in range(8)]
+    lines[2] = lines[2].replace("step", "stfp")
+    path.write_text("\n".join(lines))  # the last one torn
+    log = StepLog(path, 6)
+    assert log.kept == 5
+    log.write({"step": 6})
+    log.close()
+    assert path.read_text().splitlines() == [*lines[:6], '{"step": 6}']
+    assert [line["step"] for line in read_metrics(path)] == [0, 1, 3, 4, 5, 6]
 
 
 @pytest.mark.slow
@@ -234,6 +267,7 @@ def test_numbers_gone_bad_stop_before_the_weights_and_can_be_replayed(command, s
     stream = Stream([ShardSet(shards)], None, 0, 8)
     found = [(s["source"], s["epoch"], s["index"]) for s in given["samples"]]
     assert found == stream.addresses(16 * step, 16)
+    assert [s["id"] for s in given["samples"]] == [stream.sets[0].key(s["index"]) for s in given["samples"]]
     assert json.loads((out / "state.json").read_text()) == {"state": "failed", "step": step}
     before = out / "checkpoints" / f"nonfinite-{step:08d}.pth"
     state = torch.load(before, weights_only=True)
