@@ -62,8 +62,8 @@ def main() -> None:
     while kills < arguments.kills:
         folder, processes = out / f"trial-{trial}" / "smoke", rng.choice([1, 2])
         places, workers = [], [rng.randrange(4)]
-        for _ in range(rng.randint(1, 6)):
-            moment: float | InWrite = rng.uniform(1, durations[processes])
+        for _ in range(rng.randint(3, 10)):
+            moment: float | InWrite = rng.uniform(2, 0.6 * durations[processes])
             if rng.random() < 0.5:
                 moment = InWrite(rng.choice(HALF_WRITTEN), after=rng.randrange(arguments.steps))
             if (place := killed(runs.command(folder, processes, workers[-1]), folder, moment)) is None:
