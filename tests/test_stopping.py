@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import FORKED, LAUNCHED, LAUNCHED_1, TORCHRUN, complete_lines, kill, smoke, start, wait_for
+from processes import FORKED, LAUNCHED, LAUNCHED_1, PYTHON, TORCHRUN, complete_lines, kill, smoke, start, wait_for
 
 from pretrain.peers import Peers, Sign, is_running
 from pretrain.watchdog import Watchdog
@@ -98,7 +98,7 @@ def stops_and_continues(command: list[str], out: Path, shards: Path, *ways) -> N
 
 def test_term_usr1_and_int_stop_and_save_and_the_same_command_continues(shards, tmp_path):
     ways = [to_all, send(signal.SIGUSR1), send(signal.SIGINT)]
-    stops_and_continues(FORKED, tmp_path / "r", shards, *ways)
+    stops_and_continues(PYTHON, tmp_path / "r", shards, *ways)
 
 
 @pytest.mark.slow
