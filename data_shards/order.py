@@ -81,7 +81,10 @@ class Cycle:
         def shuffled() -> np.ndarray:
             members = self._members(epoch, group)
             samples = np.concatenate([np.arange(self.starts[s], self.starts[s + 1]) for s in members])
-            _generator(self.seed, epoch, 1 + group).shuffle(samples)
+            rng = _generator(self.seed, epoch, group)
+            if group == 0:
+                rng.permutation(len(self.sizes))  # goes on after the shards' order: sets of one group keep order 1
+            rng.shuffle(samples)
             return samples
 
         return _kept(self._groups, (epoch, group), 8, shuffled)
