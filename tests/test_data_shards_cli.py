@@ -39,8 +39,11 @@ def shell(*arguments):
 
 def test_from_an_archive_to_a_verified_folder(scans, tmp_path):
     """The whole way in real processes, with the outside names of every option."""
-    done = shell("pack", scans, "--out", "shards", "--patient", "p(\\d)_", "--pixel-aspect", "1.5", "--workers", 2,
-                 "--holdout", "0.5", "--boxes", "auto")  # fmt: skip
+    (tmp_path / "fixed.key").write_text("who is held out follows from the key: this one parts the four patients")
+    options = ["--patient", "p(\\d)_", "--pixel-aspect", "1.5", "--workers", 2, "--boxes", "auto"]
+    held = shell("pack", scans, "--out", "held", *options, "--holdout", "0.5", "--key", tmp_path / "fixed.key")
+    assert held.returncode == 0, held.stderr
+    done = shell("pack", scans, "--out", "shards", *options)
     assert done.returncode == 0, done.stderr
     assert "boxes: yolo (8 YOLO files and their class names)" in done.stdout
     assert re.search(r"boxes +16 +16 +0", done.stdout)
