@@ -74,6 +74,17 @@ def test_an_epoch_holds_every_sample_once_and_needs_few_shards_at_a_time(sizes, 
     assert sorted(entered) == list(range(len(sizes)))
 
 
+@unhurried
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(0, 2**40), st.integers(0, 9))
+def test_a_set_of_one_group_keeps_the_order_that_published_figures_were_taken_in(sizes, seed, epoch):
+    """Order 1, written out: one generator permutes the shards, then their samples."""
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch])))
+    starts = np.cumsum([0, *sizes])
+    samples = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in rng.permutation(len(sizes))])
+    rng.shuffle(samples)
+    assert np.array_equal(epoch_order(sizes, seed, epoch, 5), samples)
+
+
 def test_epochs_and_seeds_differ():
     orders = {tuple(epoch_order([50, 50], seed, epoch, 2)) for seed in range(5) for epoch in range(5)}
     assert len(orders) == 25
