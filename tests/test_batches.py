@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stand_ins import Sized
 
 from data_shards.remote import Url
 from data_shards.stream import ShardError, ShardSet, Stream
@@ -19,14 +20,6 @@ from pretrain.config import Config, ConfigError, DataConfig
 from pretrain.shards import check_cache
 
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=6)
-
-
-class Sized:
-    def __init__(self, sizes):
-        self.shard_sizes, self.path = np.array(sizes), f"set of {sum(sizes)}"
-
-    def __len__(self):
-        return int(self.shard_sizes.sum())
 
 
 @settings(max_examples=200)

@@ -14,20 +14,13 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from stand_ins import Sized
 
 from data_shards.index import INDEX_DTYPE, index_shards
 from data_shards.pack import PackConfig, pack
 from data_shards.stream import Address, ShardError, ShardSet, Stream, epoch_order
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=12)
-
-
-class Sized:
-    def __init__(self, sizes):
-        self.shard_sizes, self.path = np.array(sizes), f"set of {sum(sizes)}"
-
-    def __len__(self):
-        return int(self.shard_sizes.sum())
 
 
 def write_tar(path, members, fmt=tarfile.USTAR_FORMAT, mode="w"):
