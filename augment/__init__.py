@@ -4,22 +4,44 @@
 """
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations asks a server for its newest version at import
 
 from augment.config import ViewConfig, ViewError
+from augment.depth import stacked
+from augment.operations import (
+    BurnedInText,
+    CollimatorEdge,
+    LocalContrast,
+    Motion,
+    QuantumNoise,
+    Sharpening,
+    Tone,
+    Unsharpness,
+)
 from augment.resize import RESIZE_RULE, fit
-from augment.transforms import QuantumNoise, RegionWarp, ToneTable, Unsharpness
+from augment.transforms import RegionWarp
 from augment.views import MultiCrop
 
 __all__ = [
+    "RECIPES",
     "RESIZE_RULE",
+    "BurnedInText",
+    "CollimatorEdge",
+    "LocalContrast",
+    "Motion",
     "MultiCrop",
     "QuantumNoise",
     "RegionWarp",
-    "ToneTable",
+    "Sharpening",
+    "Tone",
     "Unsharpness",
     "ViewConfig",
     "ViewError",
     "fit",
+    "stacked",
 ]
+
+RECIPES = Path(__file__).parent / "recipes"
+"""Views for kinds of radiograph, a YAML file each."""

@@ -9,13 +9,14 @@ import cv2
 import numpy as np
 import yaml
 
-from augment import MultiCrop, ViewConfig, ViewError
-from augment.preview import draw_views
+from augment import RECIPES, MultiCrop, ViewConfig, ViewError
+from augment.preview import draw_sheet
 from data_shards.errors import ShardError
+from data_shards.phantom import render_radiograph
 from data_shards.shard_set import ShardSet
 from launch import cli
 
-RECIPES = Path(__file__).resolve().parent.parent / "pretrain" / "recipes"
+RUN_RECIPES = Path(__file__).resolve().parent.parent / "pretrain" / "recipes"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -23,9 +24,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     preview = cli.new_parser(
         "python -m augment preview", "Draw the views of some radiographs, each with its box on it."
     )
-    preview.add_argument("paths", nargs="+", help="shard folders, .tar shards, or image files")
+    preview.add_argument(
+        "paths", nargs="*", help="shard folders, .tar shards, or image files; without any, phantom crops are drawn"
+    )
     preview.add_argument("--out", type=str, required=True, help="the PNG file to write")
-    preview.add_argument("--recipe", type=str, help="recipe whose `views` are drawn; without it the defaults are")
+    preview.add_argument("--recipe", type=str, help="panoramic, periapical, or a run's recipe; left out, the defaults")
     preview.add_argument("--count", type=int, default=6, help="rows for each shard set, evenly spread over it")
     preview.add_argument("--seed", type=int, default=0, help="another seed draws other views")
     parser = cli.new_parser("python -m augment", "Views made for radiographs.")
@@ -42,9 +45,9 @@ def write_preview(paths: Sequence[str], out: Path, recipe: str | None, count: in
     if count < 1 or seed < 0:
         raise cli.UserError(f"--count is {count} and --seed {seed}: give at least 1 row and a seed of 0 or more")
     try:
-        images = [image for path in paths for image in _read(Path(path), count)]
+        images = [image for path in paths for image in _read(Path(path), count)] or _phantom_crops(count, seed)
         multi_crop = MultiCrop(recipe_views(recipe) if recipe else ViewConfig())
-        sheet = draw_views(images, multi_crop, [(seed, row) for row in range(len(images))])
+        sheet = draw_sheet(images, multi_crop, [(seed, row) for row in range(len(images))])
     except (ShardError, ViewError) as error:
         raise cli.UserError(str(error)) from None
     try:
@@ -57,10 +60,10 @@ def write_preview(paths: Sequence[str], out: Path, recipe: str | None, count: in
 
 def recipe_views(name: str) -> ViewConfig:
     """The `views` of the recipe `name`. Raises `UserError` naming the valid recipes or fields."""
-    valid = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-    if name not in valid:
-        raise cli.UserError(f"there is no recipe '{name}'; valid here: {', '.join(valid)}")
-    recipe: dict[str, Any] = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8")) or {}
+    files = {path.stem: path for folder in (RECIPES, RUN_RECIPES) for path in sorted(folder.glob("*.yaml"))}
+    if name not in files:
+        raise cli.UserError(f"there is no recipe '{name}'; valid here: {', '.join(files)}")
+    recipe: dict[str, Any] = yaml.safe_load(files[name].read_text(encoding="utf-8")) or {}
     parser = cli.new_parser(name, "The views of a recipe.")
     parser.add_class_arguments(ViewConfig, "views")
     views = cli.read(parser, [f"--views={yaml.safe_dump(recipe.get('views') or {})}"]).views
@@ -81,6 +84,16 @@ def _read(path: Path, count: int) -> list[np.ndarray]:
     if image is None:
         raise cli.UserError(f"{path} is not an image that OpenCV reads: give PNG, JPEG or TIFF files, or shards")
     return [image]
+
+
+def _phantom_crops(count: int, seed: int) -> list[np.ndarray]:
+    """One tooth each of `count` phantom patients."""
+    crops = []
+    for patient in range(count):
+        phantom = render_radiograph(seed, patient)
+        x0, y0, x1, y1 = np.rint(phantom.boxes[0]).astype(int)
+        crops.append(phantom.image[y0:y1, x0:x1])
+    return crops
 
 
 if __name__ == "__main__":

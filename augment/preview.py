@@ -1,11 +1,13 @@
-"""Views drawn beside their source, to be looked at before they are trusted."""
+"""Views drawn beside their source, and operations at their extremes, to be looked at before they are trusted."""
 
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
-from augment.resize import as_uint8
+from augment.depth import checked, from_unit, unit
+from augment.resize import fit
+from augment.strips import strips
 from augment.views import MultiCrop
 
 TILE_HEIGHT = 224
@@ -15,20 +17,44 @@ _BACKGROUND, _INK = 24, (235, 235, 235)
 _FONT, _FONT_SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.42
 
 
+def draw_sheet(images: Sequence[np.ndarray], multi_crop: MultiCrop, keys: Sequence[Sequence[int]]) -> np.ndarray:
+    """The views of all images, and below them a strip for each operation on the first: uint8 [H, W, 3] (RGB)."""
+    views = draw_views(images, multi_crop, keys)
+    extremes = draw_strips(images[0], multi_crop, views.shape[1])
+    width = max(views.shape[1], extremes.shape[1])
+    return np.concatenate([_extended(part, part.shape[0], width) for part in (views, extremes)])
+
+
+def draw_strips(image: np.ndarray, multi_crop: MultiCrop, width: int) -> np.ndarray:
+    """Rows of at most `width` pixels: `image` plain, then the operations at the ends of their ranges, captioned."""
+    image = _shown(image)
+    plain = _tile(_at_tile_height(fit(image, multi_crop.config.global_size)), "plain", _INK)
+    rows: list[list[np.ndarray]] = [[]]
+    for strip in strips(image, multi_crop.config):
+        tiles = [_tile(_at_tile_height(view), caption, _INK) for caption, view in strip]
+        if not rows[-1] or sum(tile.shape[1] for tile in rows[-1] + tiles) > width:
+            rows.append([plain])
+        rows[-1] += tiles
+    joined = [np.concatenate(row, axis=1) for row in rows if row]
+    widest = max(row.shape[1] for row in joined)
+    return np.concatenate([_extended(row, row.shape[0], widest) for row in joined])
+
+
 def draw_views(images: Sequence[np.ndarray], multi_crop: MultiCrop, keys: Sequence[Sequence[int]]) -> np.ndarray:
     """A sheet of one row an image: uint8 [H, W, 3] (RGB, and the same in BGR but for the colours of the boxes).
 
-    Each row holds the source (uint8 or uint16 [h, w]) with the box of each view, and beside it the views that
+    Each row holds the source (uint8, uint16 or float32 [h, w]) with the box of each view, and beside it the views that
     `multi_crop(image, key)` makes, captioned with name and size in the colour of the box. A box reaching beyond the
     source shows what was filled by reflection; `m` marks a mirrored view, and degrees a rotated one.
     """
-    rows = [_row(as_uint8(image), multi_crop, key) for image, key in zip(images, keys, strict=True)]
+    rows = [_row(image, multi_crop, key) for image, key in zip(images, keys, strict=True)]
     width = max(row.shape[1] for row in rows)
     return np.concatenate([_extended(row, row.shape[0], width) for row in rows])
 
 
 def _row(image: np.ndarray, multi_crop: MultiCrop, key: Sequence[int]) -> np.ndarray:
     views, regions = multi_crop(image, key), multi_crop.regions(image.shape, key)
+    image = _shown(image)
     colours = [_colour(i, len(views)) for i in range(len(views))]
     boxes = [(region.corners, colour) for region, colour in zip(regions, colours, strict=True)]
     tiles = [_tile(_with_boxes(image, boxes), f"source {image.shape[0]}x{image.shape[1]}", _INK)]
@@ -37,8 +63,13 @@ def _row(image: np.ndarray, multi_crop: MultiCrop, key: Sequence[int]) -> np.nda
         name = f"global {i + 1}" if is_global else f"local {i + 1 - multi_crop.config.global_count}"
         turn = f" {np.degrees(region.angle):+.1f}deg" if region.angle else ""
         caption = f"{name}{' m' if region.mirrored else ''}{turn}"
-        tiles.append(_tile(_framed(_at_tile_height(view), colour), caption, colour))
+        tiles.append(_tile(_framed(_at_tile_height(_shown(view)), colour), caption, colour))
     return np.concatenate(tiles, axis=1)
+
+
+def _shown(image: np.ndarray) -> np.ndarray:
+    """`image` in the 8 bits of a PNG."""
+    return from_unit(unit(checked(image)), np.dtype(np.uint8))
 
 
 def _with_boxes(image: np.ndarray, boxes: Sequence[tuple[np.ndarray, tuple[int, int, int]]]) -> np.ndarray:

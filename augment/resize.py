@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from augment.config import ViewError
+from augment.depth import checked
 
 MAX_STRETCH = 1.33
 """How far the shape of what is shown may be stretched, either way; what is missing then is filled by reflection."""
@@ -13,25 +13,31 @@ BORDER = cv2.BORDER_REFLECT
 narrower than 3:4 by more than `MAX_STRETCH`) raw-pixel k-NN told tooth types at 0.805 with it, 0.756 with black."""
 
 RESIZE_RULE = (
-    "uint16 is scaled by 255 / 65535 to uint8; an image whose aspect ratio differs from the target's by more than a "
-    "factor of 1.33 is extended evenly on two sides, until it does not, by reflection about its edges (OpenCV "
-    "BORDER_REFLECT); then it is resized to the target: area averaging along an axis that shrinks (INTER_AREA), "
-    "bilinear along one that grows"
+    "the gray levels stay as they are (white is 255 of 8 bits, 65535 of 16); an image whose aspect ratio differs from "
+    "the target's by more than a factor of 1.33 is extended evenly on two sides, until it does not, by reflection "
+    "about its edges (OpenCV BORDER_REFLECT); then it is resized to the target: area averaging along an axis that "
+    "shrinks (INTER_AREA), bilinear along one that grows"
 )
 """`fit` in words, for the facts file beside the weights."""
 
 
 def fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize `image`, uint8 or uint16 [h, w], to `size` (H, W) by `RESIZE_RULE`; returns uint8 [H, W].
+    """Resize `image` [h, w] to `size` (H, W) by `RESIZE_RULE`; returns the same dtype [H, W].
 
-    Raises `ViewError` when `image` is of another dtype, has another number of axes, or is empty.
+    uint8, uint16 (0 to 65535) and float32 (0 to 1). Raises `ViewError` for any other image.
     """
-    image = as_uint8(image)
+    image = checked(image)
     h, w = image.shape
     height, width = (round(side) for side in shown_size(h, w, size))
     if (height, width) != (h, w):
         top, left = (height - h) // 2, (width - w) // 2
         image = cv2.copyMakeBorder(image, top, height - h - top, left, width - w - left, BORDER)
+    return resized(image, size)
+
+
+def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """`image` stretched to `size` (H, W) as a new array: area averaging where it shrinks, bilinear where it grows."""
+    height, width = image.shape[:2]
     shrunk = (min(height, size[0]), min(width, size[1]))
     if shrunk != (height, width):
         image = cv2.resize(image, shrunk[::-1], interpolation=cv2.INTER_AREA)
@@ -50,20 +56,3 @@ def shown_size(height: float, width: float, size: tuple[int, int]) -> tuple[floa
     elif relative > MAX_STRETCH:
         height *= relative / MAX_STRETCH
     return height, width
-
-
-def as_uint8(image: np.ndarray) -> np.ndarray:
-    """`image` itself if uint8 [h, w]; if uint16, its 65536 grays rounded to 256 (65535 becomes 255).
-
-    Raises `ViewError` for another dtype or number of axes, and for an empty image.
-    """
-    if image.ndim == 2 and image.size:
-        if image.dtype == np.uint8:
-            return image
-        if image.dtype == np.uint16:
-            return cv2.convertScaleAbs(image, alpha=255 / 65535)
-    shape = "x".join(str(n) for n in image.shape)
-    raise ViewError(
-        f"views are made of non-empty uint8 or uint16 [h, w] images, this one is {image.dtype} of "
-        f"{shape or 'no axes'}: convert it to gray uint8 first"
-    )

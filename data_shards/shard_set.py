@@ -109,9 +109,19 @@ class ShardSet:
         return int(self.shard_sizes.sum())
 
     def image(self, i: int) -> np.ndarray:
-        """Sample `i` as gray uint8 or uint16 [H, W]. Raises ShardError naming shard and key where it is corrupt."""
+        """Sample `i` as gray uint8 or uint16 [H, W]. Raises ShardError naming shard and key where it is corrupt.
+
+        uint16 has white at 65535: a sample whose JSON says `bits` 12 is raised from 4095, so that it is not black.
+        """
         pixels = self._decoded(i, "image", _pixels)
-        return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2GRAY)
+        gray = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2GRAY)
+        bits = self.meta(i).get("bits", 16) if gray.dtype == np.uint16 else 16
+        if bits == 16:
+            return gray
+        if not (isinstance(bits, int) and 8 <= bits <= 16 and gray.max() < 1 << bits):
+            where = f"sample {self.key(i)} in {self._place(int(self._row(i)['shard']))}"
+            raise CorruptError(f"{where} says bits {bits} and holds grays up to {gray.max()}: pack that shard again")
+        return np.rint(gray * (65535 / ((1 << bits) - 1))).astype(np.uint16)
 
     def meta(self, i: int) -> dict[str, Any]:
         """The JSON of sample `i` (`id`, `patient`, `fdi` ...); a foreign sample without JSON has only `id`."""

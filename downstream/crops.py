@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from augment import fit
+from augment import fit, stacked
 from data_shards.shard_set import ShardSet
 from downstream.config import DownstreamError
 from downstream.weights import Weights, to_device
@@ -88,7 +88,7 @@ def feature_sets(crops: Crops, weights: Weights, seed: int, batch_size: int) -> 
     torch.manual_seed(seed)
     random = to_device(build_backbone(weights.backbone))
     sample = np.linspace(0, len(crops) - 1, min(CALIBRATION, len(crops))).astype(int)
-    images = np.stack([fit(crops.image(i), weights.size) for i in sample])
+    images = stacked([fit(crops.image(i), weights.size) for i in sample])
     calibrate_batchnorm(random, images, weights.mean, weights.std)
     found = _embedded(crops, {"trained": weights.model, "random": random}, weights, batch_size)
     return found | {"pixels": pixel_features(found["pixels"]), "size": size_features(found["size"])}
@@ -100,9 +100,9 @@ def _embedded(crops: Crops, models: dict[str, Backbone], weights: Weights, batch
     with tqdm(total=len(crops), unit="crop", desc="embedding", dynamic_ncols=True) as bar:
         for start in range(0, len(crops), batch_size):
             originals = [crops.image(i) for i in range(start, min(start + batch_size, len(crops)))]
-            found["pixels"].append(np.stack([fit(image, PIXELS).ravel() for image in originals]))
+            found["pixels"].append(stacked([fit(image, PIXELS) for image in originals]).reshape(len(originals), -1))
             found["size"].append(np.array([image.shape for image in originals]))
-            batch = np.stack([fit(image, weights.size) for image in originals])
+            batch = stacked([fit(image, weights.size) for image in originals])
             for name, model in models.items():
                 found[name].append(embed(model, batch, weights.mean, weights.std, batch_size))
             bar.update(len(originals))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from augment import MultiCrop, ViewConfig, fit
+from augment import MultiCrop, ViewConfig, fit, stacked
 from downstream.config import DownstreamError, FinetuneConfig
 from downstream.crops import Crops, find_crops
 from downstream.weights import Weights
@@ -91,7 +91,7 @@ class Tuner:
         self.optimizer = torch.optim.AdamW(groups)
 
     def step(self, images: Tensor, targets: Tensor) -> float:
-        """One step on uint8 [B, H, W] and classes [B]; returns the loss. Raises DownstreamError if it diverged."""
+        """One step on images [B, H, W] and classes [B]; returns the loss. Raises DownstreamError if it diverged."""
         for group in self.optimizer.param_groups:
             group["lr"] = warmup_cosine(self.done, self.total, self.warmup, group["peak"], 0.0)
         self.model.train()
@@ -107,7 +107,7 @@ class Tuner:
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> np.ndarray:
-        """Classes [B] of uint8 [B, H, W]."""
+        """Classes [B] of images [B, H, W]."""
         self.model.eval()
         return self._logits(images).argmax(1).cpu().numpy()
 
@@ -118,7 +118,7 @@ class Tuner:
 
 
 class LabelledViews(Dataset[tuple[np.ndarray, int]]):
-    """(epoch, crop) -> uint8 [H, W] and class: a view drawn from (seed, epoch, crop), or resized where epoch is -1."""
+    """(epoch, crop) -> [H, W] and class: a view drawn from (seed, epoch, crop), or resized where epoch is -1."""
 
     def __init__(self, crops: Crops, codes: np.ndarray, size: tuple[int, int], config: FinetuneConfig) -> None:
         self.crops, self.codes, self.size = crops, codes, size
@@ -132,7 +132,7 @@ class LabelledViews(Dataset[tuple[np.ndarray, int]]):
         return shown, int(self.codes[i])
 
     def loader(self, batches: list[list[Draw]]) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Batches of images uint8 [B, H, W] and classes [B]."""
+        """Batches of images [B, H, W], as `stacked`, and classes [B]."""
         loader = DataLoader(
             self,
             batch_sampler=batches,
@@ -155,8 +155,14 @@ def mild_views(size: tuple[int, int], mirror: bool) -> ViewConfig:
         brightness=(-0.1, 0.1),
         contrast=(0.8, 1.25),
         gamma=(0.8, 1.25),
+        shear=0.04,
         blur_probability=0.1,
+        motion_probability=0.0,
         noise_probability=0.1,
+        local_contrast_probability=0.0,
+        sharpen_probability=0.1,
+        border_probability=0.0,
+        text_probability=0.0,
     )
 
 
@@ -192,7 +198,7 @@ def in_order(crops: np.ndarray, config: FinetuneConfig) -> list[list[Draw]]:
 
 def _stack(samples: list[tuple[np.ndarray, int]]) -> tuple[Tensor, Tensor]:
     images, codes = zip(*samples, strict=True)
-    return torch.from_numpy(np.stack(images)), torch.tensor(codes)
+    return torch.from_numpy(stacked(images)), torch.tensor(codes)
 
 
 def _single_threaded(_worker: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
+from augment import RECIPES as VIEW_RECIPES
 from augment import ViewError
 from data_shards.errors import PackError, ShardError
 from launch.cli import UserError, fail, new_parser, one_line, read
@@ -25,6 +26,7 @@ from pretrain.watchdog import Watchdog
 MISTAKES = (BackboneError, CheckpointError, ConfigError, EvaluationError, PackError, ShardError, ViewError)
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "demo"
+VIEWS = {path.stem: path for path in sorted(VIEW_RECIPES.glob("*.yaml"))}
 LISTS = ("--data.shards", "--eval.shards")
 WORKER_LOST = re.compile(r"DataLoader worker .*? (is killed by signal: \w+|exited unexpectedly)")  # as torch words it
 PEER_LOST = re.compile(r"closed by peer|reset by peer|Broken pipe", re.IGNORECASE)  # as gloo words it
@@ -99,10 +101,21 @@ def _with_recipe(argv: list[str]) -> list[str]:
             fail(error)
     elif "--recipe" in given:
         fail("--recipe and --config are both given; each names the settings to start from, so give one of them")
+    views = _value_of("--views", argv)
+    if views in VIEWS:  # a file of settings, read after the one that they start from
+        start, others = _value_of("--config", argv), _without("--config", _without("--views", argv))
+        argv = ["--config", str(start), "--config", str(VIEWS[views]), *others]
+    elif views and not views.lstrip().startswith("{"):
+        fail(f"there are no views '{views}'; valid: {', '.join(VIEWS)} (or single settings, as --views.blur_sigma)")
     for one, other in (("--steps", "--epochs"), ("--epochs", "--steps")):
         if one in given and other not in given:
             argv = [*argv, other, "null"]
     return argv
+
+
+def _without(option: str, argv: list[str]) -> list[str]:
+    left = [a for i, a in enumerate(argv) if a != option and (i == 0 or argv[i - 1] != option)]
+    return [a for a in left if not a.startswith(f"{option}=")]
 
 
 def _value_of(option: str, argv: list[str]) -> str | None:

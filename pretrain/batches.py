@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from augment import MultiCrop, ViewError
+from augment import MultiCrop, ViewError, stacked
 from data_shards.stream import Address, ShardError, Stream
 from pretrain.config import Config
 
@@ -30,7 +30,7 @@ class SampleRecord(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """Views uint8 [H, W] of one sample, its record, and why another was read in its place if one was."""
+    """Views [H, W] of one sample in its own depth, its record, and why another was read in its place if one was."""
 
     views: list[np.ndarray]
     record: SampleRecord
@@ -40,7 +40,8 @@ class Sample(NamedTuple):
 class Batch(NamedTuple):
     """One rank's share of a step.
 
-    views: uint8 [views x B, 1, H, W] per crop size, view-major, the global ones first. samples: int64 [B, 5], a
+    views: [views x B, 1, H, W] per crop size, view-major, the global ones first; uint8 if all samples are, else float32
+    from 0 to 1. samples: int64 [B, 5], a
     SampleRecord each. unreadable: a message for each sample that could not be read.
     """
 
@@ -50,7 +51,7 @@ class Batch(NamedTuple):
 
 
 class ViewDataset(Dataset[Sample | ValueError]):
-    """Address -> the views of that sample (uint8 [H, W], seeded from seed, epoch, source and sample), and its record.
+    """Address -> the views of that sample ([H, W], seeded from seed, epoch, source and sample), and its record.
 
     With `substitutes`, another sample takes the place of one that cannot be read; else, or when those cannot be read
     either, its error comes back: raised in a worker, it would reach the user as a traceback.
@@ -106,10 +107,10 @@ def stack_views(samples: list[Sample | ValueError], global_count: int) -> Batch 
         if isinstance(sample, ValueError):
             return sample
         readable.append(sample)
-    views = [torch.from_numpy(np.stack(view)) for view in zip(*(s.views for s in readable), strict=True)]
-    groups = [views[:global_count], views[global_count:]]
+    views = [view for views in zip(*(s.views for s in readable), strict=True) for view in views]
+    split = global_count * len(readable)
     return Batch(
-        [torch.cat(group).unsqueeze(1) for group in groups if group],
+        [torch.from_numpy(stacked(group)).unsqueeze(1) for group in (views[:split], views[split:]) if group],
         torch.tensor([s.record for s in readable]),
         [s.unreadable for s in readable if s.unreadable],
     )
@@ -148,5 +149,6 @@ def view_batches(
 
 
 def normalised(views: Tensor, mean: float, std: float) -> Tensor:
-    """uint8 views [N, 1, H, W] -> float32, ((pixel / 255) - mean) / std, on the device they are on."""
-    return views.float().mul_(1 / (255 * std)).sub_(mean / std)
+    """Views [N, 1, H, W] -> float32, (x - mean) / std on the device they are on; x is uint8 / 255, or float32."""
+    white = 255 if views.dtype == torch.uint8 else 1
+    return views.mul(1 / (white * std)).sub_(mean / std)

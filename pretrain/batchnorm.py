@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from augment import fit
+from augment import fit, stacked
 from data_shards.stream import Stream
 from pretrain.batches import normalised
 from pretrain.config import Config
@@ -26,16 +26,16 @@ efficientnetv2_s after 20 steps was at a cosine of 0.930 with batches of 64, 0.9
 
 
 def calibration_crops(stream: Stream, size: tuple[int, int], substitutes: bool = False) -> np.ndarray:
-    """The first crops of the stream, which keep the shares of weighted sets: uint8 [N, H, W] at `size`, whole.
+    """The first crops of the stream, which keep the shares of weighted sets: [N, H, W] at `size`, whole, as `stacked`.
 
     Raises ShardError for one that cannot be read, unless others may be its `substitutes`.
     """
     count = max(BATCH, min(CROPS, len(stream)))
-    return np.stack([fit(stream.read(a, substitutes).image, size) for a in stream.addresses(0, count)])
+    return stacked([fit(stream.read(a, substitutes).image, size) for a in stream.addresses(0, count)])
 
 
 def exported(teacher: Network, crops: np.ndarray, config: Config) -> Network:
-    """A copy of the teacher with its BatchNorm buffers set to the statistics of `crops` uint8 [N, H, W]."""
+    """A copy of the teacher with its BatchNorm buffers set to the statistics of `crops` [N, H, W]."""
     network = copy.deepcopy(teacher)
     model = nn.Sequential(network.backbone, network.proj_head)
     calibrate_batchnorm(model, crops, config.mean, config.std, max(BATCH, PIXELS // crops[0].size))
@@ -44,7 +44,7 @@ def exported(teacher: Network, crops: np.ndarray, config: Config) -> Network:
 
 @torch.no_grad()
 def calibrate_batchnorm(model: nn.Module, images: np.ndarray, mean: float, std: float, batch_size: int = BATCH) -> None:
-    """Set the BatchNorm buffers of `model` to the statistics of `images` uint8 [N, H, W], averaged over batches.
+    """Set the BatchNorm buffers of `model` to the statistics of `images` [N, H, W], averaged over batches.
 
     The mode that the model is in is kept; a model without BatchNorm is left alone.
     """

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from augment.config import ViewConfig
+from augment.extra import build_extra
 
 
 class ConfigError(ValueError):
@@ -163,7 +164,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     """Where the tooth crops come from."""
     views: ViewConfig = field(default_factory=ViewConfig)
-    """Multi-crop views."""
+    """Multi-crop views. `--views panoramic` and `--views periapical` set those for crops of such radiographs."""
     method: MethodConfig = field(default_factory=MethodConfig)
     """Student-teacher self-distillation."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -178,12 +179,16 @@ class Config:
         return self.steps if self.steps is not None else math.ceil((self.epochs or 0) * samples / self.data.batch_size)
 
     def check(self, processes: int) -> None:
-        """Raise ConfigError for a global batch that does not divide over `processes`, and for impossible values."""
+        """Raise ConfigError for a global batch that does not divide over `processes`, and for impossible values.
+
+        Raises ViewError for `views.extra` that albumentations cannot make or that does nothing.
+        """
         for name, (low, high) in LIMITS.items():
             value = attrgetter(name)(self)
             if value is not None and not (low <= value <= high and math.isfinite(value)):
                 wanted = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of {low:g} or more that is finite"
                 raise ConfigError(f"{name} is {value}; give --{name} a value {wanted}")
+        build_extra(self.views)
         if self.views.global_count + self.views.local_count < 2:
             raise ConfigError("a single view has no other to predict; give --views.global_count 2 or local views")
         batch = self.data.batch_size

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from augment import fit
+from augment import fit, stacked
 from data_shards.stream import CorruptError, ShardSet
 from pretrain.batches import normalised
 
@@ -23,7 +23,7 @@ class EvaluationError(ValueError):
 
 
 class LabelledCrops(NamedTuple):
-    """Crops with a label: images uint8 [N, H, W] at the input size, pixels [N, 576], sizes [N, 2] in px."""
+    """Crops with a label: images [N, H, W] at the input size as `stacked`, pixels [N, 576], sizes [N, 2] in px."""
 
     images: np.ndarray
     pixels: np.ndarray
@@ -60,16 +60,18 @@ def load_labelled(
                 unreadable.append(str(error))
                 continue
             images.append(fit(image, size))
-            pixels.append(fit(image, PIXELS).ravel())
+            pixels.append(fit(image, PIXELS))
             sizes.append(image.shape)
             labels.append(str(meta[label]))
             patients.append(str(meta.get("patient", f"{shards.path}:{i}")))
-    return LabelledCrops(*(np.array(column) for column in (images, pixels, sizes, labels, patients)))
+    flat = stacked(pixels).reshape(len(pixels), -1)
+    return LabelledCrops(stacked(images), flat, *(np.array(column) for column in (sizes, labels, patients)))
 
 
 def joined(one: LabelledCrops, other: LabelledCrops) -> LabelledCrops:
     """The crops of both, in order."""
-    return LabelledCrops(*(np.concatenate(columns) for columns in zip(one, other, strict=True)))
+    images = stacked([*one.images, *other.images])
+    return LabelledCrops(images, *(np.concatenate(columns) for columns in zip(one[1:], other[1:], strict=True)))
 
 
 def carries_label(sets: Sequence[ShardSet], label: str) -> bool:
@@ -98,7 +100,7 @@ def check_label(sets: Sequence[ShardSet], label: str) -> None:
 
 @torch.no_grad()
 def embed(backbone: nn.Module, images: np.ndarray, mean: float, std: float, batch_size: int = 64) -> np.ndarray:
-    """Features float32 [N, C] of uint8 images [N, H, W], in `eval()`; the backbone is left in the mode it was in."""
+    """Features float32 [N, C] of images [N, H, W] as `stacked`, in `eval()`; the backbone's own mode is restored."""
     training = backbone.training
     backbone.eval()
     device = next(backbone.parameters()).device

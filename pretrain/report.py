@@ -11,7 +11,7 @@ import cv2
 from matplotlib.figure import Figure
 
 from augment import MultiCrop
-from augment.preview import draw_views
+from augment.preview import draw_sheet
 from data_shards.stream import Address, Stream
 from pretrain.checkpoint import replace_atomically
 from pretrain.config import Config
@@ -35,11 +35,11 @@ CURVES = (
 
 
 def write_views(stream: Stream, config: Config, path: Path) -> None:
-    """Draw the first picture of a run: four crops of its first set, and the views that networks will see of them."""
+    """Draw the first picture of a run: crops of its first set, the views that networks will see, every operation."""
     chosen = [Address(0, 0, i * len(stream.sets[0]) // 4) for i in range(4)]
     read = [stream.read(address, config.data.bad_samples > 0) for address in chosen]
     keys = [(config.seed, 0, 0, r.address.index) for r in read]
-    sheet = draw_views([r.image for r in read], MultiCrop(config.views), keys)
+    sheet = draw_sheet([r.image for r in read], MultiCrop(config.views), keys)
     encoded = cv2.imencode(".png", sheet[..., ::-1])[1].tobytes()
     replace_atomically(path, lambda file: file.write(encoded))
 

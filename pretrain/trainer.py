@@ -95,7 +95,7 @@ class Trainer:
         self.phase = "starting"  # what this process is at, for the watchdog
 
     def train_step(self, views: list[Tensor], rates: Rates) -> dict[str, Tensor]:
-        """One step on this rank's views, [global views, local views], each uint8 [V_i x B, 1, H_i, W_i]."""
+        """One step on this rank's views, [global views, local views], each [V_i x B, 1, H_i, W_i]."""
         config, accelerator = self.config, self.accelerator
         set_rates(self.optimizer, rates)
         views = [normalised(v.to(accelerator.device, non_blocking=True), config.mean, config.std) for v in views]

@@ -55,7 +55,8 @@ def test_kills_and_any_number_of_ranks_leave_every_epoch_exact(sets, weighted, s
 def write_shard(path, first, count, broken=()):
     with tarfile.open(path, "w") as tar:
         for i in range(first, first + count):
-            image = cv2.imencode(".png", np.full((40, 30), i, np.uint8))[1].tobytes()
+            pixels = np.add.outer(np.arange(40), 2 * np.arange(30)) + i  # a slope, so that no two views of it are equal
+            image = cv2.imencode(".png", pixels.astype(np.uint8))[1].tobytes()
             for name, content in ((f"s{i}.png", b"oops" if i in broken else image), (f"s{i}.json", b"{}")):
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
