@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,13 +10,15 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import smoke
 from stand_ins import Sized
 
 from data_shards.remote import Url
 from data_shards.stream import ShardError, ShardSet, Stream
-from pretrain.batches import SampleRecord, StepSampler, view_batches
+from pretrain.batches import SampleRecord, StepSampler, normalised, view_batches
 from pretrain.config import Config, ConfigError, DataConfig
 from pretrain.shards import check_cache
 
@@ -159,3 +162,41 @@ def test_a_cache_too_small_for_two_groups_is_refused_by_its_numbers(weighted, li
     with pytest.raises(ConfigError, match=r"--timeout 100 ends the run before --data.patience 300"):
         check_cache(Config(timeout=100), sets, weighted)
     check_cache(Config(timeout=100), [local], weighted)
+
+
+def deep_shard(path, count, bits):
+    """Crops of `bits` in uint16, every third one of 8 bits in uint8."""
+    rng = np.random.default_rng(0)
+    with tarfile.open(path, "w") as tar:
+        for i in range(count):
+            slope = np.add.outer(np.linspace(0, 0.6, 60), np.linspace(0.1, 0.3, 45)) + rng.uniform(0, 0.1)
+            pixels = (slope * (2**bits - 1)).astype(np.uint16) if i % 3 else (slope * 255).astype(np.uint8)
+            content = cv2.imencode(".png", pixels)[1].tobytes()
+            meta = json.dumps({"bits": bits if i % 3 else 8, "patient": f"p{i}", "kind": str(i % 2)}).encode()
+            for name, part in ((f"s{i}.png", content), (f"s{i}.json", meta)):
+                info = tarfile.TarInfo(name)
+                info.size = len(part)
+                tar.addfile(info, io.BytesIO(part))
+    return path
+
+
+def test_a_batch_of_several_depths_keeps_their_levels_and_their_grays(tmp_path):
+    stream = Stream([ShardSet(deep_shard(tmp_path / "0.tar", 12, 12))], None, seed=0)
+    views = next(iter(view_batches(configured(batch_size=12, workers=0), stream, 0, 1))).views[0]
+    assert views.dtype == torch.float32
+    assert 0 <= views.min() < views.max() <= 1
+    assert len(torch.unique(views)) > 1000
+    means = views.mean(dim=(1, 2, 3))  # 8 and 12 bits alike: taken for 16 bits, the deep ones would lie below 0.07
+    assert means.min() > 0.15
+    shallow = (views * 255).round().to(torch.uint8)
+    torch.testing.assert_close(normalised(views, 0.5, 0.25), normalised(shallow, 0.5, 0.25), atol=0.01, rtol=0)
+
+
+def test_deep_crops_train_and_are_scored(tmp_path):
+    deep_shard(tmp_path / "deep.tar", 48, 12)
+    deep = tmp_path / "deep.tar"
+    smoke(tmp_path / "run", deep, "--steps", 2, "--eval.shards", deep, "--eval.label", "kind")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["scores"]["knn"]["crops"] == 48
+    sheet = cv2.imread(str(tmp_path / "run" / "views.png"))
+    assert sheet is not None
+    assert sheet.std() > 20

@@ -1,5 +1,6 @@
 """The command as its user runs it: real processes, real kills, the files they leave."""
 
+import dataclasses
 import io
 import json
 import re
@@ -27,7 +28,7 @@ from processes import (
 )
 
 from data_shards.shard_set import ShardSet
-from pretrain.__main__ import RECIPES
+from pretrain.__main__ import RECIPES, VIEWS, read_command_line
 from pretrain.backbones import build_backbone
 from pretrain.checkpoint import load_combined
 from pretrain.heads import proj_head
@@ -236,6 +237,19 @@ def test_a_holdout_of_one_patient_is_told_and_costs_no_run(shards, tmp_path):
     assert json.loads((tmp_path / "run" / "state.json").read_text())["state"] == "finished"
 
 
+def test_named_views_come_after_the_recipe_and_before_single_settings():
+    recipe, _ = read_command_line(["--recipe", "small-cnn"])
+    expected = yaml.safe_load((VIEWS["periapical"]).read_text())["views"]
+    expected = {name: tuple(value) if isinstance(value, list) else value for name, value in expected.items()}
+    for arguments in (
+        ["--recipe", "small-cnn", "--views", "periapical", "--views.text_probability", "0.5"],
+        ["--views.text_probability=0.5", "--views=periapical", "--config", str(RECIPES / "small-cnn.yaml")],
+    ):
+        named, _ = read_command_line(arguments)
+        assert named.views == dataclasses.replace(recipe.views, **expected | {"text_probability": 0.5})
+        assert named == dataclasses.replace(recipe, views=named.views)
+
+
 MISTAKES = {
     "no shards there": (["--data.shards", "nowhere"], r"no shards at nowhere"),
     "no shards given": (["--data.phantom_patients", 0], r"no shards given"),
@@ -251,6 +265,8 @@ MISTAKES = {
     "shortened field": (["--step", 3], r"no field 'step'.*did you mean 'steps'"),
     "one item after =": (["--data.shards=nowhere"], r"no shards at nowhere"),
     "unknown recipe": (["--recipe", "huge"], r"no recipe 'huge'; valid: demo"),
+    "unknown views": (["--views", "bitewing"], r"no views 'bitewing'; valid: panoramic, periapical"),
+    "an extra transform for colours": (["--views.extra", "[{{name: HueSaturationValue}}]"], r"views\.extra\[0\]: Hue"),
     "unknown label": (["--eval.shards", "{shards}", "--eval.label", "age"], r"no crop carries the label 'age'"),
     "half weighted": (["--data.shards", "a=1", "b"], r"PATH=WEIGHT for all or none"),
     "impossible value": (["--method.ema_start", 7], r"method\.ema_start is 7.*from 0 to 1"),

@@ -323,3 +323,13 @@ def test_damaged_foreign_tars_never_crash(tmp_path_factory, data):
             with contextlib.suppress(ShardError):
                 samples.image(i)
             samples.meta(i)
+
+
+def test_twelve_bits_in_sixteen_are_raised_as_their_json_says(tmp_path):
+    deep = np.arange(200, dtype=np.uint16).reshape(10, 20) * 20
+    image = cv2.imencode(".png", deep)[1].tobytes()
+    members = [("a.png", image), ("a.json", b'{"bits": 12}'), ("b.png", image), ("b.json", b'{"bits": 11}')]
+    samples = ShardSet(write_tar(tmp_path / "f.tar", members))
+    np.testing.assert_array_equal(samples.image(0), np.rint(deep * (65535 / 4095)))
+    with pytest.raises(ShardError, match="says bits 11 and holds grays up to 3980"):
+        samples.image(1)
