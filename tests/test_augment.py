@@ -5,6 +5,7 @@ import pickle
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -184,6 +185,39 @@ def test_operations_are_independent_of_each_other_and_between_views() -> None:
     assert np.abs(correlation).max() < 4 / math.sqrt(len(happened)), correlation.round(3)
 
 
+def test_all_operations_and_their_settings_are_independent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether each operation happens, the tone and the warp, in two views of a sample: no two go together."""
+    always = {f"{name}_probability": 0.5 for name in ("blur", "motion", "noise", "local_contrast", "sharpen")}
+    always |= {"border_probability": 0.5, "text_probability": 0.5}
+    multi_crop = MultiCrop(ViewConfig(global_size=(8, 6), local_count=0, **always))
+    seen: dict[str, float] = {}
+    for _, operation in multi_crop._operations:
+        name, draw = type(operation).__name__, operation.draw
+
+        def noted(u: list[float], name: str = name, draw: Callable = draw) -> dict:
+            seen[f"{name} happens"] = 1.0
+            seen[f"{name} number"] = u[0]
+            return draw(u)
+
+        monkeypatch.setattr(operation, "draw", noted)
+        monkeypatch.setattr(operation, "change", lambda image, white, **setting: image)
+    rows: list[dict[str, float]] = []
+    monkeypatch.setattr("augment.views.warp", lambda levels, region: rows.append(dict(seen)) or seen.clear() or region)
+    image, samples = noise_image(40, 30), 3000
+    for sample in range(samples):
+        multi_crop(image, (3, sample))
+    # What was noted before a warp belongs to the view before it.
+    regions = [region for sample in range(samples) for region in multi_crop.regions(image.shape, (3, sample))]
+    names = [f"{type(o).__name__} happens" for _, o in multi_crop._operations if o.p < 1] + ["Tone number"]
+    drawn = np.array([[row.get(name, 0.0) for name in names] for row in rows[1:]])
+    turned = [[region.mirrored, region.angle != 0, region.x, region.height] for region in regions[:-1]]
+    both = np.concatenate([drawn, turned], axis=1)
+    pairs = np.concatenate([both[::2][: len(both) // 2], both[1::2][: len(both) // 2]], axis=1)  # two views of a sample
+    correlation = np.corrcoef(pairs.T) - np.eye(pairs.shape[1])
+    assert np.abs(correlation).max() < 5 / math.sqrt(len(pairs)), np.abs(correlation).max()
+    assert np.abs(both[:, :7].mean(0) - 0.5).max() < 0.04
+
+
 def test_a_setting_of_one_operation_leaves_the_draws_of_the_others() -> None:
     image = noise_image(64, 48)
     base = {"global_size": (32, 24), "local_count": 0}
@@ -203,20 +237,32 @@ def test_a_setting_of_one_operation_leaves_the_draws_of_the_others() -> None:
     zoom=st.floats(0.15, 0.8),
     angle=st.floats(-0.5, 0.5),
     mirrored=st.booleans(),
+    shear=st.floats(-0.3, 0.3),
     place=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    depth=st.sampled_from([(np.uint8, 1.0), (np.uint16, 257.0), (np.float32, 1 / 255)]),
 )
 def test_warp_is_bilinear_to_a_gray_level(
-    height: int, width: int, zoom: float, angle: float, mirrored: bool, place: tuple[float, float]
+    height: int,
+    width: int,
+    zoom: float,
+    angle: float,
+    mirrored: bool,
+    shear: float,
+    place: tuple[float, float],
+    depth: tuple[type, float],
 ) -> None:
     image, size = smooth_image(height, width), (80, 60)
-    region = Region(place[0] * width, place[1] * height, zoom * 60, zoom * 80 * 1.2, angle, mirrored, size)
+    region = Region(place[0] * width, place[1] * height, zoom * 60, zoom * 80 * 1.2, angle, mirrored, size, shear)
     rows, columns = np.mgrid[: size[0], : size[1]] + 0.5
     across = (columns / size[1] - 0.5) * region.width * (-1 if mirrored else 1)
     down = (rows / size[0] - 0.5) * region.height
+    across = across + shear * down
     x = region.x + across * np.cos(angle) - down * np.sin(angle)
     y = region.y + across * np.sin(angle) + down * np.cos(angle)
     expected = map_coordinates(image.astype(float), [y - 0.5, x - 0.5], order=1, mode="reflect")
-    assert np.abs(warp(Levels(image), region) - expected).max() <= 1.0
+    drawn = warp(Levels((image * depth[1]).astype(depth[0])), region)
+    assert drawn.dtype == depth[0]
+    assert np.abs(drawn / depth[1] - expected).max() <= 1.0
     corners = [[x[0, 0], y[0, 0]], [x[0, -1], y[0, -1]], [x[-1, -1], y[-1, -1]], [x[-1, 0], y[-1, 0]]]
     np.testing.assert_allclose(region.corners, corners, atol=1.5 * zoom)
 
@@ -240,10 +286,12 @@ def test_plain_settings_show_what_fit_shows_at_any_shape(shape: tuple[int, int])
 
 
 @pytest.mark.parametrize("shrink", [1.8, 2.0, 2.6, 3.5, 4.7, 9.4])
-def test_detail_finer_than_the_views_pixels_is_averaged(shrink: float) -> None:
+@pytest.mark.parametrize("angle", [0.0, 1e-3])  # resized, and warped
+def test_detail_finer_than_the_views_pixels_is_averaged(shrink: float, angle: float) -> None:
     size = (64, 48)
     height, width = round(size[0] * shrink), round(size[1] * shrink)
-    region = Region(width / 2, height / 2, width, height, 0.0, False, size)
+    region = Region(width / 2, height / 2, width, height, angle, False, size)
+    assert (region.bounds is None) == (angle > 0)
     y = np.arange(height) + 0.5
     for cycles in (0.75, 1.5):  # per pixel of the view; a view shows at most 0.5
         if cycles / shrink >= 0.5:
