@@ -37,24 +37,24 @@ class ViewConfig:
     """Largest rotation either way. 10: sensors are placed, and teeth lean in a row, by about as much; upside-down teeth
     are other teeth."""
     shear: float = 0.08
-    """Largest horizontal shift either way from the top to the bottom of a view, as a fraction of its height: 5 degrees
-    between the axes, a tooth leaning across the beam (mild affine of horizontal and vertical angulation errors)."""
+    """Largest horizontal shift either way from the top to the bottom of a view, as a fraction of its height: its axes
+    are 4.6 degrees off the right angle, as of a tooth that leans towards the beam."""
     aspect_jitter: float = 0.25
     """Largest log of the stretch of a view against its region: e^0.25 = 1.28. A vertical angulation 30 degrees off
     makes a tooth 1 / cos 30 = 1.15 longer or shorter, a panoramic's horizontal magnification varies more; above
     ln 1.33 a molar would become an incisor, and it is refused."""
     blur_probability: float = 0.2
     """How often a view is blurred. 0.2: most radiographs are sharp, and fine lines must be learnt from those."""
-    blur_sigma: tuple[float, float] = (0.003, 0.01)
-    """Range of the blur's standard deviation as a fraction of the view's height, so that one recipe serves all sizes:
-    1 to 3 pixels at 320. A tooth is about 25 mm tall: 0.08 to 0.25 mm, between a 0.7 mm focal spot's penumbra at a
-    magnification of 1.1 (0.07 mm) and a panoramic's 2.5 line pairs a mm (0.2 mm)."""
+    blur_sigma: tuple[float, float] = (0.002, 0.006)
+    """Range of the blur's standard deviation as a fraction of the view's height, at least half a pixel. In a view of a
+    whole tooth, 25 mm, 0.05 to 0.15 mm, in a local one less: 2.5 line pairs a mm, a good panoramic, at a tenth of the
+    contrast are 0.14 mm. At 0.15 mm a periodontal ligament of 0.2 mm keeps half of its contrast."""
     motion_probability: float = 0.1
     """How often a view is smeared along its rows or columns. 0.1: exposures last a tenth of a second, retakes are made
     when it shows, and panoramics smear along their scan."""
-    motion_length: tuple[float, float] = (0.006, 0.02)
-    """Range of the smear's length as a fraction of the view's height: 0.15 to 0.5 mm of a 25 mm tooth. The periodontal
-    ligament is 0.15 to 0.38 mm wide and must not go."""
+    motion_length: tuple[float, float] = (0.004, 0.012)
+    """Range of the smear's length as a fraction of the view's height, at least 1.5 pixels. In a view of a whole tooth
+    0.1 to 0.3 mm: the periodontal ligament is 0.15 to 0.38 mm wide, and lines across the smear must not go."""
     noise_probability: float = 0.3
     """How often quantum noise is added. 0.3: crops bring their own noise already."""
     noise_strength: tuple[float, float] = (0.005, 0.02)
@@ -94,9 +94,8 @@ class ViewConfig:
     def __post_init__(self) -> None:
         """Raise `ViewError` for a value no view can be made with."""
         for name in ("global_size", "local_size"):
-            _require(
-                min(getattr(self, name)) >= 1, name, getattr(self, name), "give a height and a width of at least 1"
-            )
+            low, high = sorted(getattr(self, name))
+            _require(1 <= low <= high <= 4096, name, getattr(self, name), "give a height and a width of 1 to 4096")
         _require(self.global_count >= 1, "global_count", self.global_count, "give at least 1")
         _require(self.local_count >= 0, "local_count", self.local_count, "give 0 or more")
         for name in ("global_scale", "local_scale"):
@@ -115,7 +114,7 @@ class ViewConfig:
         _require(0 <= low <= high <= 10, "sharpen", self.sharpen, "give low <= high within 0 to 10")
         for name in ("contrast", "gamma"):
             low, high = getattr(self, name)
-            _require(0 < low <= high, name, (low, high), "give 0 < low <= high")
+            _require(0.1 <= low <= high <= 10, name, (low, high), "give low <= high within 0.1 to 10")
         for name in ("blur_sigma", "motion_length", "noise_strength", "border_width"):
             low, high = getattr(self, name)
             _require(0 <= low <= high <= 1, name, (low, high), "give low <= high within 0 to 1")

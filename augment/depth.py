@@ -27,6 +27,8 @@ def checked(image: np.ndarray, bits: int | None = None) -> np.ndarray:
         raise ViewError("a float32 image holds values outside 0 (black) to 1 (white): scale it to them first")
     if bits is None or image.dtype != np.uint16 or bits == 16:
         return image
+    if not isinstance(bits, int):
+        raise ViewError(f"the bits of an image are {bits!r}: give a whole number")
     highest = 2**bits - 1
     if not 1 <= bits <= 16 or image.max() > highest:
         raise ViewError(f"an image of {bits} bits holds the gray {image.max()}: its depth is stated wrongly")

@@ -116,47 +116,55 @@ def _whole(region: Region) -> Region:
 
 @dataclass
 class Levels:
-    """An image and its copies shrunk by whole factors, made when first asked for and shared by a sample's views."""
+    """An image and its shrunk copies, made when first asked for and shared by a sample's views."""
 
     image: np.ndarray
     """[h, w] or [h, w, channels]; uint8, uint16 or float32."""
-    _shrunk: dict[int, np.ndarray] = field(default_factory=dict)
+    _shrunk: dict[float, np.ndarray] = field(default_factory=dict)
 
-    def shrunk(self, factor: int) -> np.ndarray:
-        """The image with each `factor` x `factor` square averaged; the last squares are filled up beyond the edge."""
+    def shrunk(self, factor: float) -> np.ndarray:
+        """The image with about `factor` x `factor` pixels averaged into one: rounded to whole pixels a side."""
         if factor == 1:
             return self.image
         if factor not in self._shrunk:
             h, w = self.image.shape[:2]
-            padded = cv2.copyMakeBorder(self.image, 0, -h % factor, 0, -w % factor, BORDER)
-            size = (padded.shape[1] // factor, padded.shape[0] // factor)
-            self._shrunk[factor] = cv2.resize(padded, size, interpolation=cv2.INTER_AREA)
+            size = (max(1, round(w / factor)), max(1, round(h / factor)))
+            self._shrunk[factor] = cv2.resize(self.image, size, interpolation=cv2.INTER_AREA)
         return self._shrunk[factor]
 
 
 def warp(levels: Levels, region: Region, nearest: bool = False) -> np.ndarray:
     """Draw the view of `region`: [H, W] (and channels), the image's dtype.
 
-    A region of whole pixels is cut out and resized as `fit` does it, five times as fast as a warp. Any other is one
-    bilinear `cv2.warpAffine`. When the view holds fewer pixels than the region, it reads a copy shrunk by a whole
-    factor, so that detail finer than the view's pixels is averaged instead of aliased. With `nearest` the image
-    itself is read and no values are mixed.
+    A region of whole pixels that is enlarged is cut out and resized as `fit` does it, five times as fast as a warp.
+    Any other is one bilinear `cv2.warpAffine`. When the view holds fewer pixels than the region, it reads a copy
+    shrunk by about as much, so that detail finer than the view's pixels is averaged instead of aliased. With
+    `nearest` the image itself is read and no values are mixed.
     """
-    bounds = region.bounds
-    if bounds and not nearest:
+    bounds = region.bounds if region.shrink <= 1 and not nearest else None
+    if bounds:
         part = _part(levels.image, *bounds)
         return resized(cv2.flip(part, 1) if region.mirrored else part, region.size)
-    # From 1.7 on by 2, from 2.7 on by 3 ...: rounding at a half would leave views softer than `fit` makes them.
-    factor = 1 if nearest else max(1, int(region.shrink + 0.3))
-    matrix = region.matrix / factor
+    source = levels.shrunk(1 if nearest else _shrinking(region.shrink))
+    shape = levels.image.shape
+    matrix = region.matrix * [[source.shape[1] / shape[1]], [source.shape[0] / shape[0]]]
     matrix[:, 2] += (matrix[:, 0] + matrix[:, 1]) / 2 - 0.5  # OpenCV counts from the centre of the first pixel
     return cv2.warpAffine(
-        levels.shrunk(factor),
+        source,
         matrix,
         region.size[::-1],
         flags=(cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR) | cv2.WARP_INVERSE_MAP,
         borderMode=BORDER,
     )
+
+
+def _shrinking(shrink: float) -> float:
+    """The factor to shrink an image by before a view that holds `shrink` pixels in one.
+
+    From 1.7 on by 2, from 2.7 on by 3 ..., since rounding at a half would leave views softer than `fit` makes them;
+    from 1.2 to 1.7 by 1.4.
+    """
+    return 1.4 if 1.2 <= shrink < 1.7 else max(1, int(shrink + 0.3))
 
 
 def _part(image: np.ndarray, left: int, top: int, right: int, bottom: int) -> np.ndarray:

@@ -17,9 +17,12 @@ from augment.transforms import Operation, even, even_in_log
 
 
 class Unsharpness(Operation):
-    """Focal spot and detector: a Gaussian of standard deviation `sigma`, a fraction of the view's height."""
+    """Focal spot and detector: a Gaussian of standard deviation `sigma`, a fraction of the view's height.
 
-    def __init__(self, sigma: tuple[float, float] = (0.003, 0.01), p: float = 0.3) -> None:
+    At least `FINEST` pixels: less changes no pixel, and small views would never be blurred.
+    """
+
+    def __init__(self, sigma: tuple[float, float] = (0.002, 0.006), p: float = 0.2) -> None:
         super().__init__(p=p)
         self.sigma = sigma
 
@@ -29,16 +32,17 @@ class Unsharpness(Operation):
 
     def change(self, image: np.ndarray, white: float, sigma: float) -> np.ndarray:
         """The blurred image; beyond its edge it is reflected."""
-        return _gaussian(image, sigma * image.shape[0])
+        return _gaussian(image, max(FINEST, sigma * image.shape[0]))
 
 
 class Motion(Operation):
     """The mean over a straight way of `length`, a fraction of the view's height, along its rows or its columns.
 
-    A patient nods or turns, a panoramic scans sideways; the view's own rotation has tilted both by then.
+    A patient nods or turns, a panoramic scans sideways; the view's own rotation has tilted both by then. At least
+    `SHORTEST` pixels, for the same reason.
     """
 
-    def __init__(self, length: tuple[float, float] = (0.006, 0.02), p: float = 0.1) -> None:
+    def __init__(self, length: tuple[float, float] = (0.004, 0.012), p: float = 0.1) -> None:
         super().__init__(p=p)
         self.length = length
 
@@ -48,9 +52,7 @@ class Motion(Operation):
 
     def change(self, image: np.ndarray, white: float, length: float, across: bool) -> np.ndarray:
         """The smeared image; a way that ends within a pixel counts that pixel by its share."""
-        pixels = length * image.shape[0]
-        if pixels <= 1:
-            return image.copy()
+        pixels = max(SHORTEST, length * image.shape[0])
         reach = math.ceil((pixels - 1) / 2)
         kernel = np.ones(2 * reach + 1, np.float32)
         kernel[[0, -1]] = (pixels - (2 * reach - 1)) / 2
@@ -92,7 +94,7 @@ class LocalContrast(Operation):
     m is weighted by a Gaussian of standard deviation `WINDOW` times the view's height, on a copy of some 32 rows.
     """
 
-    def __init__(self, amount: tuple[float, float] = (-0.3, 0.5), p: float = 0.2) -> None:
+    def __init__(self, amount: tuple[float, float] = (-0.3, 0.5), p: float = 0.15) -> None:
         super().__init__(p=p)
         self.amount = amount
 
@@ -116,9 +118,12 @@ class LocalContrast(Operation):
 
 
 class Sharpening(Operation):
-    """A vendor's unsharp masking: x + amount (x - g), g the view blurred by `RADIUS` times its height."""
+    """A vendor's unsharp masking: x + amount (x - g), g the view blurred by `RADIUS` times its height.
 
-    def __init__(self, amount: tuple[float, float] = (0.3, 1.5), p: float = 0.2) -> None:
+    At least by `FINEST` pixels.
+    """
+
+    def __init__(self, amount: tuple[float, float] = (0.3, 1.5), p: float = 0.15) -> None:
         super().__init__(p=p)
         self.amount = amount
 
@@ -128,7 +133,7 @@ class Sharpening(Operation):
 
     def change(self, image: np.ndarray, white: float, amount: float) -> np.ndarray:
         """The image with its fine detail enlarged by 1 + `amount`."""
-        return _beyond(image, _gaussian(image, RADIUS * image.shape[0]), amount, white)
+        return _beyond(image, _gaussian(image, max(FINEST, RADIUS * image.shape[0])), amount, white)
 
 
 class Tone(Operation):
@@ -179,17 +184,25 @@ class CollimatorEdge(Operation):
         """The image with one side painted; `ends` are fractions of the way to the other side."""
         height, width = image.shape
         (a, b), reach = ends, (width, height)[side % 2]
+        a, b = round(a * reach), round(b * reach)  # pixels
+        result = image.copy()
+        if max(a, b) == 0:
+            return result
+        right, bottom = width - 1, height - 1  # OpenCV paints the last point, too
         corners = {
-            0: [(0, 0), (a * reach, 0), (b * reach, height), (0, height)],
-            1: [(0, 0), (0, a * reach), (width, b * reach), (width, 0)],
-            2: [(width, 0), (width - a * reach, 0), (width - b * reach, height), (width, height)],
-            3: [(0, height), (0, height - a * reach), (width, height - b * reach), (width, height)],
+            0: [(0, 0), (a - 1, 0), (b - 1, bottom), (0, bottom)],
+            1: [(0, 0), (0, a - 1), (right, b - 1), (right, 0)],
+            2: [(right, 0), (width - a, 0), (width - b, bottom), (right, bottom)],
+            3: [(0, bottom), (0, height - a), (right, height - b), (right, bottom)],
         }[side]
-        return cv2.fillConvexPoly(image.copy(), np.rint(corners).astype(np.int32), white if bright else 0.0)
+        return cv2.fillConvexPoly(result, np.array(corners, np.int32), white if bright else 0.0)
 
 
 class BurnedInText(Operation):
-    """A side marker or a tooth's number in white or black at the top or bottom, 0.06 to 0.12 of the view high."""
+    """A side marker or a tooth's number in white or black at the top or bottom, 0.06 to 0.12 of the view high.
+
+    At least 7 pixels, below which it is no letter; views under 48 pixels have no room for it.
+    """
 
     def draw(self, u: Sequence[float]) -> dict[str, Any]:
         """The `text`, its `corner` as fractions of the free space, its `height`, and whether it is `bright`."""
@@ -206,14 +219,16 @@ class BurnedInText(Operation):
         self, image: np.ndarray, white: float, text: str, corner: tuple[float, float], height: float, bright: bool
     ) -> np.ndarray:
         """The image with the letters on it."""
-        scale = height * image.shape[0] / 21  # capitals of this font are 21 pixels high at scale 1
+        result = image.copy()
+        if image.shape[0] < 48:
+            return result
+        scale = max(7, height * image.shape[0]) / 21  # capitals of this font are 21 pixels high at scale 1
         thickness = max(1, round(2 * scale))
         (wide, high), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)
         letters = np.zeros((high + below, wide), np.uint8)
         cv2.putText(letters, text, (0, high), cv2.FONT_HERSHEY_SIMPLEX, scale, 255, thickness, cv2.LINE_AA)
         x = round(corner[0] * max(0, image.shape[1] - wide))
         y = round(corner[1] * max(0, image.shape[0] - high - below))
-        result = image.copy()
         part = result[y : y + letters.shape[0], x : x + letters.shape[1]]
         ink = letters[: part.shape[0], : part.shape[1]] / np.float32(255)
         blended = part + ink * (np.float32(white if bright else 0) - part)
@@ -221,6 +236,10 @@ class BurnedInText(Operation):
         return result
 
 
+FINEST = 0.5
+"""Smallest standard deviation of a blur in pixels: a neighbour weighs 0.11."""
+SHORTEST = 1.5
+"""Shortest smear in pixels: the two neighbours weigh 0.17 each."""
 WINDOW = 0.06
 """`LocalContrast`'s Gaussian: over an eighth of the view's height, a crown's width."""
 RADIUS = 0.003
@@ -235,10 +254,8 @@ _ONE = np.ones(1, np.float32)
 
 
 def _gaussian(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Blurred by a Gaussian of `sigma` pixels, cut off at 2.5 of them."""
-    reach = math.ceil(2.5 * sigma)
-    if reach == 0:
-        return image.copy()
+    """Blurred by a Gaussian of `sigma` pixels, cut off at 3 of them."""
+    reach = math.ceil(3 * sigma)
     kernel = cv2.getGaussianKernel(2 * reach + 1, sigma, cv2.CV_32F)
     # The same as cv2.GaussianBlur to a gray level, in a third of its time on uint8.
     return cv2.sepFilter2D(image, -1, kernel, kernel, borderType=BORDER)
@@ -251,11 +268,13 @@ def _beyond(image: np.ndarray, base: np.ndarray, amount: float, white: float) ->
 
 
 @cache
-def _field(grain: float) -> np.ndarray:
-    """float32 [512, 512] normal noise, smoothed by `grain` pixels, variance 1; the same in every process.
+def _field(grain: float, down: int = 1, across: int = 1) -> np.ndarray:
+    """float32 [512 down, 512 across] normal noise, smoothed by `grain` pixels, variance 1; the same in every process.
 
-    Drawn once, because drawing it for each view would cost the most of all; its edges meet, so it can be repeated.
+    Drawn once, because drawing it for each view would cost the most of all; its edges meet, so it is repeated.
     """
+    if (down, across) != (1, 1):
+        return np.tile(_field(grain), (down, across))
     field: np.ndarray = np.random.default_rng(0).standard_normal((_FIELD, _FIELD), dtype=np.float32)
     if grain:
         reach = math.ceil(3 * grain)
@@ -266,10 +285,8 @@ def _field(grain: float) -> np.ndarray:
 
 
 def _noise(shape: tuple[int, ...], grain: float, place: tuple[float, float]) -> np.ndarray:
-    """A part [H, W] of the field that starts at `place`, fractions of what it leaves free."""
-    stored = _field(grain)
+    """A part [H, W] of the field that starts at `place`, fractions of its period."""
     height, width = shape
-    if height > _FIELD or width > _FIELD:
-        stored = np.tile(stored, (-(-height // _FIELD), -(-width // _FIELD)))
-    y, x = (int(f * (side - wanted + 1)) for f, side, wanted in zip(place, stored.shape, shape, strict=True))
+    stored = _field(grain, 1 + -(-height // _FIELD), 1 + -(-width // _FIELD))
+    y, x = int(place[0] * _FIELD), int(place[1] * _FIELD)
     return stored[y : y + height, x : x + width]

@@ -38,11 +38,11 @@ def strips(image: np.ndarray, config: ViewConfig) -> Iterator[list[tuple[str, np
         if operation.p > 0 and settings:
             yield [(f"{name} {said}", operation.change(plain, 255.0, **setting)) for said, setting in settings]
     for number, entry in enumerate(config.extra):
-        transform = build_extra(replace(config, extra=[{**entry, "p": 1.0}]))[0]
+        extra = build_extra(replace(config, extra=[{**entry, "p": 1.0}]))[0]
         drawn = []
         for seed in range(2):
             rng = np.random.default_rng([number, seed])
-            drawn.append((f"{entry['name']} {seed + 1}", transformed(plain, transform, rng)))
+            drawn.append((f"{entry['name']} {seed + 1}", transformed(plain, extra, rng)))
         yield drawn
 
 

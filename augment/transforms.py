@@ -62,11 +62,14 @@ class RegionWarp(A.DualTransform):
         return {"region": self.draw(self.random_generator.random(DRAWS).tolist(), params["shape"][:2])}
 
     def apply(self, img: np.ndarray, region: Region, **params: Any) -> np.ndarray:
-        """The view of `region`: [H, W] of the image's dtype."""
-        return warp(Levels(img), region)
+        """The view of `region`: [H, W], or [H, W, channels], of the image's dtype."""
+        view = warp(Levels(img), region)
+        return view[..., None] if img.ndim == 3 and view.ndim == 2 else view
 
     def apply_to_mask(self, mask: np.ndarray, region: Region, **params: Any) -> np.ndarray:
-        """The same view of a mask, whose values are labels and are never mixed."""
+        """The same view of a mask, whose values are labels and are never mixed. Raises `ViewError` beyond 16 bits."""
+        if mask.dtype not in (np.uint8, np.uint16, np.int16, np.float32):
+            raise ViewError(f"RegionWarp takes masks of 8 or 16 bits, this one is {mask.dtype}: convert it first")
         return warp(Levels(mask), region, nearest=True)
 
 

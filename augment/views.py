@@ -59,8 +59,8 @@ class MultiCrop:
                 if u[first] < operation.p:
                     setting = operation.draw(u[first + 1 : first + DRAWS])
                     view = operation.change(view, 1.0 if deep else 255.0, **setting)
-            for number, transform in enumerate(self._extra):
-                view = transformed(view, transform, _generator(philox_key, index + 1, number + 1))
+            for number, extra in enumerate(self._extra):
+                view = transformed(view, extra, _generator(philox_key, index + 1, number + 1))
             views.append(from_unit(view, image.dtype) if deep else view)
         return views
 

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -85,7 +86,7 @@ def read_command_line(argv: Sequence[str]) -> tuple[Config, str]:
     parser.add_class_arguments(Config)
     arguments = _with_recipe(list(argv))
     if "--help" in argv or "-h" in argv:  # the defaults it shows are the recipe's
-        parser.default_config_files = [str(_value_of("--config", arguments))]
+        parser.default_config_files = [file for option, file in pairwise(arguments) if option == "--config"]
     settings = read(parser, arguments, LISTS)
     fields = {name: getattr(settings, name) for name in Config.__dataclass_fields__}
     return Config(**fields), settings.resume
@@ -101,21 +102,35 @@ def _with_recipe(argv: list[str]) -> list[str]:
             fail(error)
     elif "--recipe" in given:
         fail("--recipe and --config are both given; each names the settings to start from, so give one of them")
-    views = _value_of("--views", argv)
-    if views in VIEWS:  # a file of settings, read after the one that they start from
-        start, others = _value_of("--config", argv), _without("--config", _without("--views", argv))
-        argv = ["--config", str(start), "--config", str(VIEWS[views]), *others]
-    elif views and not views.lstrip().startswith("{"):
-        fail(f"there are no views '{views}'; valid: {', '.join(VIEWS)} (or single settings, as --views.blur_sigma)")
+    argv = _with_views(argv)
     for one, other in (("--steps", "--epochs"), ("--epochs", "--steps")):
         if one in given and other not in given:
             argv = [*argv, other, "null"]
     return argv
 
 
-def _without(option: str, argv: list[str]) -> list[str]:
-    left = [a for i, a in enumerate(argv) if a != option and (i == 0 or argv[i - 1] != option)]
-    return [a for a in left if not a.startswith(f"{option}=")]
+def _with_views(argv: list[str]) -> list[str]:
+    """Make `--views NAME` a file of settings, read after those that the run starts from."""
+    files: list[str] = []
+    named: list[str] = []
+    others: list[str] = []
+    arguments = iter(argv)
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if option not in ("--config", "--views"):
+            others.append(argument)
+            continue
+        value = value if equals else next(arguments, "")
+        if option == "--views" and value.lstrip().startswith("{"):
+            others += ["--views", value]
+        else:
+            (files if option == "--config" else named).append(value)
+    if len(named) > 1:
+        fail(f"--views is given {len(named)} times ({', '.join(named)}): give one, and single settings beside it")
+    if named and named[0] not in VIEWS:
+        fail(f"there are no views '{named[0]}'; valid: {', '.join(VIEWS)} (or single settings, as --views.shear 0)")
+    files += [str(VIEWS[name]) for name in named]
+    return [*(part for file in files for part in ("--config", file)), *others]
 
 
 def _value_of(option: str, argv: list[str]) -> str | None:

@@ -248,6 +248,16 @@ def test_named_views_come_after_the_recipe_and_before_single_settings():
         named, _ = read_command_line(arguments)
         assert named.views == dataclasses.replace(recipe.views, **expected | {"text_probability": 0.5})
         assert named == dataclasses.replace(recipe, views=named.views)
+    single, _ = read_command_line(["--recipe", "small-cnn", "--views", '{"shear": 0.3}', "--views", "periapical"])
+    assert (single.views.shear, single.views.rotation_degrees) == (0.3, 15.0)
+
+
+def test_help_shows_the_values_of_the_views(capsys):
+    with pytest.raises(SystemExit):
+        read_command_line(["--recipe", "smoke", "--views", "periapical", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"--views.rotation_degrees ROTATION_DEGREES .*?default: 15\.0\)", told)
+    assert re.search(r"--views.local_count LOCAL_COUNT .*?default: 2\)", told)
 
 
 MISTAKES = {
@@ -266,6 +276,10 @@ MISTAKES = {
     "one item after =": (["--data.shards=nowhere"], r"no shards at nowhere"),
     "unknown recipe": (["--recipe", "huge"], r"no recipe 'huge'; valid: demo"),
     "unknown views": (["--views", "bitewing"], r"no views 'bitewing'; valid: panoramic, periapical"),
+    "views twice": (
+        ["--views", "panoramic", "--views=periapical"],
+        r"--views is given 2 times \(panoramic, periapical\)",
+    ),
     "an extra transform for colours": (["--views.extra", "[{{name: HueSaturationValue}}]"], r"views\.extra\[0\]: Hue"),
     "unknown label": (["--eval.shards", "{shards}", "--eval.label", "age"], r"no crop carries the label 'age'"),
     "half weighted": (["--data.shards", "a=1", "b"], r"PATH=WEIGHT for all or none"),
