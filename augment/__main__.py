@@ -10,9 +10,11 @@ import numpy as np
 import yaml
 
 from augment import RECIPES, MultiCrop, ViewConfig, ViewError
+from augment.depth import checked
 from augment.preview import draw_sheet
 from data_shards.errors import ShardError
 from data_shards.phantom import render_radiograph
+from data_shards.radiograph import DEPTHS
 from data_shards.shard_set import ShardSet
 from launch import cli
 
@@ -28,16 +30,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         "paths", nargs="*", help="shard folders, .tar shards, or image files; without any, phantom crops are drawn"
     )
     preview.add_argument("--out", type=str, required=True, help="the PNG file to write")
-    preview.add_argument("--recipe", type=str, help="panoramic, periapical, or a run's recipe; left out, the defaults")
+    preview.add_argument("--recipe", type=str, help="a run's recipe, or a YAML file such as a run's config.yaml")
+    preview.add_argument("--views", type=str, help="panoramic or periapical, over the recipe's views")
     preview.add_argument("--count", type=int, default=6, help="rows for each shard set, evenly spread over it")
     preview.add_argument("--seed", type=int, default=0, help="another seed draws other views")
     parser = cli.new_parser("python -m augment", "Views made for radiographs.")
     parser.add_subcommands().add_subcommand("preview", preview, help="draw a sheet of views to look at")
     options = cli.read(parser, sys.argv[1:] if argv is None else argv).preview
-    cli.run(lambda: write_preview(options.paths, Path(options.out), options.recipe, options.count, options.seed))
+    views = [name for name in (options.recipe, options.views) if name]
+    cli.run(lambda: write_preview(options.paths, Path(options.out), views, options.count, options.seed))
 
 
-def write_preview(paths: Sequence[str], out: Path, recipe: str | None, count: int, seed: int) -> None:
+def write_preview(paths: Sequence[str], out: Path, recipes: Sequence[str], count: int, seed: int) -> None:
     """Write the sheet as the PNG `out`. Raises `UserError` for what cannot be read, drawn or written."""
     cv2.setNumThreads(1)
     if out.suffix.lower() != ".png":
@@ -46,7 +50,7 @@ def write_preview(paths: Sequence[str], out: Path, recipe: str | None, count: in
         raise cli.UserError(f"--count is {count} and --seed {seed}: give at least 1 row and a seed of 0 or more")
     try:
         images = [image for path in paths for image in _read(Path(path), count)] or _phantom_crops(count, seed)
-        multi_crop = MultiCrop(recipe_views(recipe) if recipe else ViewConfig())
+        multi_crop = MultiCrop(recipe_views(*recipes))
         sheet = draw_sheet(images, multi_crop, [(seed, row) for row in range(len(images))])
     except (ShardError, ViewError) as error:
         raise cli.UserError(str(error)) from None
@@ -58,17 +62,33 @@ def write_preview(paths: Sequence[str], out: Path, recipe: str | None, count: in
     print(f"{out}: {len(images)} radiographs, {len(sheet)} x {sheet.shape[1]} pixels")
 
 
-def recipe_views(name: str) -> ViewConfig:
-    """The `views` of the recipe `name`. Raises `UserError` naming the valid recipes or fields."""
-    files = {path.stem: path for folder in (RECIPES, RUN_RECIPES) for path in sorted(folder.glob("*.yaml"))}
-    if name not in files:
-        raise cli.UserError(f"there is no recipe '{name}'; valid here: {', '.join(files)}")
-    recipe: dict[str, Any] = yaml.safe_load(files[name].read_text(encoding="utf-8")) or {}
-    parser = cli.new_parser(name, "The views of a recipe.")
+def recipe_views(*names: str) -> ViewConfig:
+    """The `views` of recipes and YAML files, each over those before it; of none, the defaults.
+
+    Raises `UserError` naming the valid recipes, or fields.
+    """
+    settings: dict[str, Any] = {}
+    for name in names:
+        settings |= _views_of(name)
+    parser = cli.new_parser("views", "The views of a recipe.")
     parser.add_class_arguments(ViewConfig, "views")
-    views = cli.read(parser, [f"--views={yaml.safe_dump(recipe.get('views') or {})}"]).views
+    views = cli.read(parser, [f"--views={yaml.safe_dump(settings)}"]).views
     assert isinstance(views, ViewConfig)
     return views
+
+
+def _views_of(name: str) -> dict[str, Any]:
+    named = {path.stem: path for folder in (RECIPES, RUN_RECIPES) for path in sorted(folder.glob("*.yaml"))}
+    path = named.get(name, Path(name))
+    if path.name == name and not path.suffix:
+        raise cli.UserError(f"there is no recipe '{name}'; valid here: {', '.join(named)}, or a YAML file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return dict(content.get("views") or {})
+    except OSError as error:
+        raise cli.UserError(f"cannot read {path} ({error.strerror}): check the path") from None
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError):
+        raise cli.UserError(f"{path} is no YAML file of settings: give one with a mapping `views:`") from None
 
 
 def _read(path: Path, count: int) -> list[np.ndarray]:
@@ -83,6 +103,11 @@ def _read(path: Path, count: int) -> list[np.ndarray]:
     image = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH) if encoded.size else None
     if image is None:
         raise cli.UserError(f"{path} is not an image that OpenCV reads: give PNG, JPEG or TIFF files, or shards")
+    if image.dtype == np.uint16:
+        bits = next(depth for depth in DEPTHS if image.max() < 1 << depth)
+        if bits < 16:
+            print(f"{path} is taken to have {bits} bits, by its largest gray {image.max()}")
+        image = checked(image, bits)
     return [image]
 
 

@@ -10,8 +10,10 @@ from augment.resize import fit
 from augment.strips import strips
 from augment.views import MultiCrop
 
-TILE_HEIGHT = 224
-"""Height in pixels at which sources and views are drawn: a 24-pixel view is legible and a sheet fits a screen."""
+TILE_HEIGHT, TILE_WIDTH = 224, 448
+"""Pixels that sources and views are drawn in: a 24-pixel view is legible and a sheet fits a screen."""
+STRIP_HEIGHT = 320
+"""Pixels that operations are drawn in, at most: those of the released views, since fine noise is lost in fewer."""
 MARGIN, CAPTION = 8, 18
 _BACKGROUND, _INK = 24, (235, 235, 235)
 _FONT, _FONT_SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.42
@@ -28,10 +30,12 @@ def draw_sheet(images: Sequence[np.ndarray], multi_crop: MultiCrop, keys: Sequen
 def draw_strips(image: np.ndarray, multi_crop: MultiCrop, width: int) -> np.ndarray:
     """Rows of at most `width` pixels: `image` plain, then the operations at the ends of their ranges, captioned."""
     image = _shown(image)
-    plain = _tile(_at_tile_height(fit(image, multi_crop.config.global_size)), "plain", _INK)
+    whole = multi_crop.config.global_size
+    height = STRIP_HEIGHT if TILE_HEIGHT < whole[0] <= STRIP_HEIGHT else TILE_HEIGHT
+    plain = _tile(_at_height(fit(image, whole), height), "plain", _INK)
     rows: list[list[np.ndarray]] = [[]]
     for strip in strips(image, multi_crop.config):
-        tiles = [_tile(_at_tile_height(view), caption, _INK) for caption, view in strip]
+        tiles = [_tile(_at_height(view, height), caption, _INK) for caption, view in strip]
         if not rows[-1] or sum(tile.shape[1] for tile in rows[-1] + tiles) > width:
             rows.append([plain])
         rows[-1] += tiles
@@ -63,7 +67,7 @@ def _row(image: np.ndarray, multi_crop: MultiCrop, key: Sequence[int]) -> np.nda
         name = f"global {i + 1}" if is_global else f"local {i + 1 - multi_crop.config.global_count}"
         turn = f" {np.degrees(region.angle):+.1f}deg" if region.angle else ""
         caption = f"{name}{' m' if region.mirrored else ''}{turn}"
-        tiles.append(_tile(_framed(_at_tile_height(_shown(view)), colour), caption, colour))
+        tiles.append(_tile(_framed(_at_height(_shown(view), TILE_HEIGHT), colour), caption, colour))
     return np.concatenate(tiles, axis=1)
 
 
@@ -73,26 +77,29 @@ def _shown(image: np.ndarray) -> np.ndarray:
 
 
 def _with_boxes(image: np.ndarray, boxes: Sequence[tuple[np.ndarray, tuple[int, int, int]]]) -> np.ndarray:
-    """The source at tile height on a ground that also holds the parts of the boxes beyond it."""
-    tall = _at_tile_height(image)
-    scale = tall.shape[0] / image.shape[0]
-    points = np.concatenate([corners for corners, _ in boxes]) * scale
-    low = np.minimum(np.floor(points.min(0)), 0).astype(int) - 2
-    high = np.maximum(np.ceil(points.max(0)), tall.shape[1::-1]).astype(int) + 2
-    canvas = np.full((high[1] - low[1], high[0] - low[0], 3), _BACKGROUND, np.uint8)
-    canvas[-low[1] : tall.shape[0] - low[1], -low[0] : tall.shape[1] - low[0]] = tall
+    """The source on a ground that also holds the parts of the boxes beyond it, at most `TILE_HEIGHT` x `TILE_WIDTH`."""
+    points = np.concatenate([corners for corners, _ in boxes])
+    low = np.minimum(points.min(0), 0)
+    extent = np.maximum(points.max(0), image.shape[1::-1]) - low
+    scale = min((TILE_WIDTH - 4) / extent[0], (TILE_HEIGHT - 4) / extent[1])
+    width, height = (max(1, round(side * scale)) for side in image.shape[1::-1])
+    shrinks = height < image.shape[0]
+    drawn = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST)
+    left, top = (round(-edge * scale) + 2 for edge in low)
+    ground = np.full((TILE_HEIGHT, max(left + width, round(extent[0] * scale) + 4), 3), _BACKGROUND, np.uint8)
+    ground[top : top + height, left : left + width] = cv2.cvtColor(drawn, cv2.COLOR_GRAY2RGB)[: TILE_HEIGHT - top]
     for corners, colour in boxes:
-        outline = np.round(corners * scale - low).astype(np.int32)
-        cv2.polylines(canvas, [outline], isClosed=True, color=colour, thickness=1, lineType=cv2.LINE_AA)
-    return _at_tile_height(canvas)
+        outline = np.round((corners - low) * scale + 2).astype(np.int32)
+        cv2.polylines(ground, [outline], isClosed=True, color=colour, thickness=1, lineType=cv2.LINE_AA)
+    return ground
 
 
-def _at_tile_height(image: np.ndarray) -> np.ndarray:
-    """Gray or RGB at the sheet's height, as RGB: pixels repeated when it grows, so that a view shows its own pixels."""
-    rgb = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
-    width = max(1, round(image.shape[1] * TILE_HEIGHT / image.shape[0]))
-    shrinks = image.shape[0] > TILE_HEIGHT
-    return cv2.resize(rgb, (width, TILE_HEIGHT), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST)
+def _at_height(image: np.ndarray, height: int) -> np.ndarray:
+    """Gray as RGB at `height`, or at `TILE_WIDTH`: pixels repeated when it grows, so that a view shows its own."""
+    scale = min(height / image.shape[0], TILE_WIDTH / image.shape[1])
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+    return cv2.resize(cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), size, interpolation=interpolation)
 
 
 def _framed(tile: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
@@ -102,9 +109,8 @@ def _framed(tile: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
 def _tile(picture: np.ndarray, caption: str, colour: tuple[int, int, int]) -> np.ndarray:
     """A picture below its caption, with margins; wide enough for both."""
     text_width = cv2.getTextSize(caption, _FONT, _FONT_SCALE, 1)[0][0]
-    tile = np.full(
-        (CAPTION + TILE_HEIGHT + 2 * MARGIN, max(picture.shape[1], text_width) + MARGIN, 3), _BACKGROUND, np.uint8
-    )
+    height = max(TILE_HEIGHT + MARGIN, picture.shape[0])
+    tile = np.full((CAPTION + height + MARGIN, max(picture.shape[1], text_width) + MARGIN, 3), _BACKGROUND, np.uint8)
     cv2.putText(tile, caption, (MARGIN // 2, CAPTION - 4), _FONT, _FONT_SCALE, colour, 1, cv2.LINE_AA)
     tile[CAPTION : CAPTION + picture.shape[0], MARGIN // 2 : MARGIN // 2 + picture.shape[1]] = picture
     return tile

@@ -84,11 +84,9 @@ def _of_grays(config: ViewConfig) -> Iterator[tuple[str, Operation, list[tuple[s
         return [(f"{value:g}", {field: value, **fixed}) for value in dict.fromkeys(limits)]
 
     yield "blur", Unsharpness(p=config.blur_probability), ends(config.blur_sigma, "sigma")
-    ways = [("across", True), ("down", False)]
-    longest = config.motion_length[1]
-    smears = [(f"{longest:g} {way}", {"length": longest, "across": across}) for way, across in ways]
-    yield "motion", Motion(p=config.motion_probability), smears
-    for grain in (GRAINS[0], GRAINS[-1]):
+    for way, across in (("across", True), ("down", False)):
+        yield f"motion {way}", Motion(p=config.motion_probability), ends(config.motion_length, "length", across=across)
+    for grain in GRAINS:
         noise = QuantumNoise(p=config.noise_probability)
         yield f"grain {grain:g} noise", noise, ends(config.noise_strength, "strength", grain=grain, place=(0.3, 0.6))
     yield "local contrast", LocalContrast(p=config.local_contrast_probability), ends(config.local_contrast, "amount")
@@ -98,12 +96,11 @@ def _of_grays(config: ViewConfig) -> Iterator[tuple[str, Operation, list[tuple[s
         limits = getattr(config, field)
         if limits != (value, value):
             yield field, Tone(), [(said, neutral | setting) for said, setting in ends(limits, field)]
-    narrow, wide = config.border_width
-    edges = [
-        (f"left {narrow:g}", {"side": 0, "ends": (narrow, narrow), "bright": True}),
-        (f"bottom {wide:g}", {"side": 3, "ends": (wide, wide), "bright": False}),
-    ]
-    yield "edge", CollimatorEdge(p=config.border_probability), edges
+    for name, side, bright in (("white edge", 0, True), ("black edge", 3, False)):
+        widths = [
+            (f"{width:g}", {"side": side, "ends": (width, width), "bright": bright}) for width in config.border_width
+        ]
+        yield name, CollimatorEdge(p=config.border_probability), widths
     letters = [
         ("high", {"text": "R", "corner": (0.1, 0.02), "height": 0.12, "bright": True}),
         ("low", {"text": "36", "corner": (0.9, 0.98), "height": 0.06, "bright": False}),

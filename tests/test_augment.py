@@ -362,9 +362,9 @@ def test_every_operation_has_a_strip_and_one_that_is_off_has_none() -> None:
     image = smooth_image(110, 60)
     captions = [[caption for caption, _ in strip] for strip in strips(image, ViewConfig())]
     assert [c[0].rstrip("-+.0123456789 x") for c in captions] == [
-        "global", "local", "mirror", "-10 deg", "shear", "aspect", "blur", "motion 0.012 across", "grain 0 noise",
-        "grain 1 noise", "local contrast", "sharpening", "brightness", "contrast", "gamma", "edge left",
-        "text high",
+        "global", "local", "mirror", "-10 deg", "shear", "aspect", "blur", "motion across", "motion down",
+        "grain 0 noise", "grain 0.6 noise", "grain 1 noise", "local contrast", "sharpening", "brightness",
+        "contrast", "gamma", "white edge", "black edge", "text high",
     ]  # fmt: skip
     assert list(strips(image, ViewConfig(**PLAIN)))[1:] == []
     by_name = {caption: view for strip in strips(image, ViewConfig()) for caption, view in strip}
@@ -395,11 +395,18 @@ def test_every_row_and_view_of_a_sheet_is_drawn() -> None:
     assert all(part.std() > 20 for part in (sheet[:half], sheet[half:]))
 
 
+@pytest.mark.parametrize("shape", [(1, 1000), (1000, 1), (1, 1), (4000, 3000)])
+def test_a_sheet_of_any_crop_stays_a_sheet(shape: tuple[int, int]) -> None:
+    sheet = draw_sheet([noise_image(*shape)], MultiCrop(SMALL), [(0,)])
+    assert max(sheet.shape) < 8000
+
+
 def test_preview_writes_a_png(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), smooth_image(110, 26))
-    cv2.imwrite(str(tmp_path / "b.png"), smooth_image(80, 60).astype(np.uint16) * 257)
     out = tmp_path / "new" / "sheet.png"
-    command = [sys.executable, "-m", "augment", "preview", str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    (tmp_path / "mine.yaml").write_text("views: {local_count: 3, extra: [{name: CLAHE}]}\n")
+    command = [sys.executable, "-m", "augment", "preview", str(tmp_path / "a.png"), "--views", "periapical"]
+    command += ["--recipe", str(tmp_path / "mine.yaml")]
     done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     sheet = cv2.imread(str(out))
@@ -412,6 +419,9 @@ def test_preview_writes_a_png(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["a.png", "--out", "s.png", "--recipe", "nowhere"], "no recipe 'nowhere'"),
+        (["a.png", "--out", "s.png", "--recipe", "nowhere.yaml"], "cannot read nowhere.yaml"),
+        (["a.png", "--out", "s.png", "--recipe", "a.txt"], "a.txt is no YAML file of settings"),
+        (["a.png", "--out", "s.png", "--views", "bitewing"], "no recipe 'bitewing'"),
         (["a.txt", "--out", "s.png"], "a.txt is not an image"),
         (["none.png", "--out", "s.png"], "cannot read none.png"),
         (["empty", "--out", "s.png"], "no .tar shard in empty"),
@@ -443,10 +453,20 @@ def test_the_views_of_every_recipe_are_read(path: Path) -> None:
         assert getattr(views, name) == (tuple(value) if isinstance(value, list) else value)
 
 
-def test_a_wrong_field_of_a_recipe_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_an_image_of_twelve_bits_is_drawn_as_bright_as_one_of_eight(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("augment.__main__.RECIPES", tmp_path)
+    image = smooth_image(80, 60)
+    sheets = []
+    for name, pixels in (("shallow", image), ("deep", np.rint(image * (4095 / 255)).astype(np.uint16))):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), pixels)
+        main(["preview", str(tmp_path / f"{name}.png"), "--recipe", "smoke", "--out", str(tmp_path / "sheet.png")])
+        sheets.append(cv2.imread(str(tmp_path / "sheet.png")))
+    assert "deep.png is taken to have 12 bits" in capsys.readouterr().out
+    assert abs(sheets[0].mean() - sheets[1].mean()) < 1
+
+
+def test_a_wrong_field_of_a_recipe_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for views, said in [
         ("{colour: 1}", "colour"),
         ("{global_count: few}", "global_count"),
@@ -454,7 +474,7 @@ def test_a_wrong_field_of_a_recipe_is_named(
     ]:
         (tmp_path / "mine.yaml").write_text(f"views: {views}\n")
         with pytest.raises(SystemExit):
-            recipe_views("mine")
+            recipe_views(str(tmp_path / "mine.yaml"))
         err = capsys.readouterr().err
         assert said in err
         assert err.count("\n") == 1
