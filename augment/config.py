@@ -69,8 +69,11 @@ class ViewConfig:
     sharpen_probability: float = 0.15
     """How often a view is sharpened by unsharp masking. 0.15: as above."""
     sharpen: tuple[float, float] = (0.3, 1.5)
-    """Range of what is added of the difference to the view blurred by 0.003 of its height. Vendors' filters stay
-    near 1; above 1.5 the overshoot beside a filling looks like caries."""
+    """Range of what is added of the difference to the blurred view. Vendors' filters stay near 1; above 1.5 the
+    overshoot beside a filling looks like caries."""
+    sharpen_radius: float = 0.004
+    """Standard deviation of that blur as a fraction of the view's height, at least half a pixel: 0.1 mm of a 25 mm
+    tooth, two to four pixels of an intraoral detector."""
     brightness: tuple[float, float] = (-0.1, 0.1)
     """Range of the shift of gray, as a fraction of full scale. Between patients one tooth's mean gray differs by -0.09
     to 0.11 (1st to 99th percentile, `benchmarks/exposure.py` on UFBA-425)."""
@@ -112,6 +115,7 @@ class ViewConfig:
             _require(-1 <= low <= high <= 1, name, (low, high), "give low <= high within -1 to 1")
         low, high = self.sharpen
         _require(0 <= low <= high <= 10, "sharpen", self.sharpen, "give low <= high within 0 to 10")
+        _require(0 < self.sharpen_radius <= 1, "sharpen_radius", self.sharpen_radius, "give a fraction of at most 1")
         for name in ("contrast", "gamma"):
             low, high = getattr(self, name)
             _require(0.1 <= low <= high <= 10, name, (low, high), "give low <= high within 0.1 to 10")

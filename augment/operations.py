@@ -118,14 +118,14 @@ class LocalContrast(Operation):
 
 
 class Sharpening(Operation):
-    """A vendor's unsharp masking: x + amount (x - g), g the view blurred by `RADIUS` times its height.
+    """A vendor's unsharp masking: x + amount (x - g), g the view blurred by `radius` times its height.
 
     At least by `FINEST` pixels.
     """
 
-    def __init__(self, amount: tuple[float, float] = (0.3, 1.5), p: float = 0.15) -> None:
+    def __init__(self, amount: tuple[float, float] = (0.3, 1.5), radius: float = 0.004, p: float = 0.15) -> None:
         super().__init__(p=p)
-        self.amount = amount
+        self.amount, self.radius = amount, radius
 
     def draw(self, u: Sequence[float]) -> dict[str, Any]:
         """`amount`."""
@@ -133,7 +133,7 @@ class Sharpening(Operation):
 
     def change(self, image: np.ndarray, white: float, amount: float) -> np.ndarray:
         """The image with its fine detail enlarged by 1 + `amount`."""
-        return _beyond(image, _gaussian(image, max(FINEST, RADIUS * image.shape[0])), amount, white)
+        return _beyond(image, _gaussian(image, max(FINEST, self.radius * image.shape[0])), amount, white)
 
 
 class Tone(Operation):
@@ -242,8 +242,6 @@ SHORTEST = 1.5
 """Shortest smear in pixels: the two neighbours weigh 0.17 each."""
 WINDOW = 0.06
 """`LocalContrast`'s Gaussian: over an eighth of the view's height, a crown's width."""
-RADIUS = 0.003
-"""`Sharpening`'s blur: 1 pixel at 320, or 0.08 mm of a 25 mm tooth, two of a detector's pixels."""
 GRAINS = (0.0, 0.6, 1.0)
 """Standard deviations in pixels that the noise is smoothed by, one third of the noisy views each."""
 

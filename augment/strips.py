@@ -90,7 +90,11 @@ def _of_grays(config: ViewConfig) -> Iterator[tuple[str, Operation, list[tuple[s
         noise = QuantumNoise(p=config.noise_probability)
         yield f"grain {grain:g} noise", noise, ends(config.noise_strength, "strength", grain=grain, place=(0.3, 0.6))
     yield "local contrast", LocalContrast(p=config.local_contrast_probability), ends(config.local_contrast, "amount")
-    yield "sharpening", Sharpening(p=config.sharpen_probability), ends(config.sharpen, "amount")
+    yield (
+        "sharpening",
+        Sharpening(radius=config.sharpen_radius, p=config.sharpen_probability),
+        ends(config.sharpen, "amount"),
+    )
     neutral = {"brightness": 0.0, "contrast": 1.0, "gamma": 1.0}
     for field, value in neutral.items():
         limits = getattr(config, field)

@@ -100,7 +100,7 @@ def operations(config: ViewConfig) -> list[Operation]:
         Motion(config.motion_length, config.motion_probability),
         QuantumNoise(config.noise_strength, config.noise_probability),
         LocalContrast(config.local_contrast, config.local_contrast_probability),
-        Sharpening(config.sharpen, config.sharpen_probability),
+        Sharpening(config.sharpen, config.sharpen_radius, config.sharpen_probability),
         Tone(config.brightness, config.contrast, config.gamma),
         CollimatorEdge(config.border_width, config.border_probability),
         BurnedInText(config.text_probability),

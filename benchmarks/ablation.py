@@ -91,6 +91,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only tabulate the runs that are there")
     arguments, overrides = parser.parse_known_args()
     try:
+        if arguments.table and not arguments.out.is_dir():
+            raise UserError(f"there is no {arguments.out}: give the --out of an ablation")
         complete = arguments.table or ablate(arguments, overrides)
         lost = write_table(arguments.out)
     except (UserError, *MISTAKES, OSError) as error:
@@ -104,6 +106,8 @@ def ablate(arguments: argparse.Namespace, overrides: list[str]) -> bool:
     """Train all that is not finished; False if it was stopped."""
     if not arguments.shards or arguments.parallel < 1:
         raise UserError("give --shards DIR, and a --parallel of at least 1")
+    if any(not 0 <= seed < 2**32 for seed in arguments.seeds):
+        raise UserError("a seed is below 0 or above 4294967295; give --seeds within")
     if {override.partition("=")[0] for override in overrides} & {"--seed", "--resume"}:
         raise UserError("--seed and --resume cannot go to every run; give --seeds, or another --out")
     options = ["--recipe", arguments.recipe, "--threads", str(resolve_threads(None, arguments.parallel))]

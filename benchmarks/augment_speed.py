@@ -29,7 +29,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from augment import MultiCrop, ViewConfig
-from augment.operations import RADIUS
 from data_shards.shard_set import ShardSet
 from pretrain.backbones import RELEASED, build_backbone
 from pretrain.config import Config, DataConfig
@@ -105,7 +104,7 @@ def chain(config: ViewConfig, size: tuple[int, int], scale: tuple[float, float],
     height, aspect = size[0], size[1] / size[0]
     stretch = float(np.exp(config.aspect_jitter))
     lean = float(np.degrees(np.arctan(config.shear)))
-    sharpen = max(3, 2 * round(2.5 * RADIUS * height) + 1)  # the kernel that our blur fills
+    sharpen = max(3, 2 * round(3 * config.sharpen_radius * height) + 1)  # the kernel that our blur fills
     motion = max(3, 2 * round(config.motion_length[1] * height / 2) + 1)
     gain = (config.contrast[0] - 1, config.contrast[1] - 1)
     if shot_noise:  # the counterpart in kind; its range in linear light has no exact translation
