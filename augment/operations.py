@@ -69,7 +69,7 @@ class QuantumNoise(Operation):
     pixel or wider, as a crop that is enlarged has it.
     """
 
-    def __init__(self, strength: tuple[float, float] = (0.005, 0.02), p: float = 0.3) -> None:
+    def __init__(self, strength: tuple[float, float] = (0.005, 0.02), p: float = 0.2) -> None:
         super().__init__(p=p)
         self.strength = strength
 
