@@ -29,8 +29,8 @@ class ViewConfig:
     """Fraction of the image's area that a local view shows. Below 0.1 many views of a tooth hold bone alone."""
     mirror_probability: float = 0.5
     """How often a view is mirrored left to right. 0.5: a left tooth and its right fellow are one kind; features then
-    cannot tell sides, so 32-class FDI numbers are out of reach and the 16 positions are not. In the ablation tooth types
-    were told 0.007 +- 0.006 better without: no reason either way; 0 keeps the sides apart."""
+    cannot tell sides, so 32-class FDI numbers are out of reach and the 16 positions are not. In the ablation tooth
+    types were told 0.007 +- 0.006 better without: no reason either way; 0 keeps the sides apart."""
     rotation_probability: float = 0.5
     """How often a view is rotated and sheared. 0.5: upright and tilted teeth are both common, and an upright view is
     resized in a fifth of the time of a warp."""
