@@ -94,7 +94,7 @@ class LocalContrast(Operation):
     m is weighted by a Gaussian of standard deviation `WINDOW` times the view's height, on a copy of some 32 rows.
     """
 
-    def __init__(self, amount: tuple[float, float] = (-0.3, 0.5), p: float = 0.15) -> None:
+    def __init__(self, amount: tuple[float, float] = (-0.15, 0.4), p: float = 0.15) -> None:
         super().__init__(p=p)
         self.amount = amount
 
