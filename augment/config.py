@@ -65,8 +65,8 @@ class ViewConfig:
     local_contrast_probability: float = 0.15
     """How often a vendor's contrast equalisation is redone. 0.15: archives mix a few vendors' processing."""
     local_contrast: tuple[float, float] = (-0.15, 0.4)
-    """Range of what is added of the difference to the local mean (over an eighth of the view's height): below 0 the
-    processing is taken back, below -0.15 crowns of metal glow; above 0.4 they get dark halos that look like bone loss."""
+    """Range of what is added of the difference to the local mean (over an eighth of the view's height). Below 0 the
+    processing is taken back, and below -0.15 metal glows; above 0.4 crowns get dark halos that look like bone loss."""
     sharpen_probability: float = 0.15
     """How often a view is sharpened by unsharp masking. 0.15: as above."""
     sharpen: tuple[float, float] = (0.3, 1.5)
