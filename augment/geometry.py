@@ -35,6 +35,11 @@ class Region(NamedTuple):
     @property
     def matrix(self) -> np.ndarray:
         """float64 [2, 3]: view coordinates (column, row, 1), pixel centres at 0.5, to the source's (x, y)."""
+        return np.array(self.coefficients)
+
+    @property
+    def coefficients(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """The rows of `matrix` as plain numbers: for one matrix at a time they are faster than arrays."""
         rows, columns = self.size
         cos, sin = math.cos(self.angle), math.sin(self.angle)
         across = (-1 if self.mirrored else 1) * self.width / columns
@@ -42,9 +47,7 @@ class Region(NamedTuple):
         a, b = cos * across, (cos * self.shear - sin) * down
         c, d = sin * across, (sin * self.shear + cos) * down
         half_x, half_y = columns / 2, rows / 2
-        return np.array(
-            [[a, b, self.x - a * half_x - b * half_y], [c, d, self.y - c * half_x - d * half_y]], np.float64
-        )
+        return (a, b, self.x - a * half_x - b * half_y), (c, d, self.y - c * half_x - d * half_y)
 
     @property
     def corners(self) -> np.ndarray:
@@ -146,16 +149,21 @@ def warp(levels: Levels, region: Region, nearest: bool = False) -> np.ndarray:
         part = _part(levels.image, *bounds)
         return resized(cv2.flip(part, 1) if region.mirrored else part, region.size)
     source = levels.shrunk(1 if nearest else _shrinking(region.shrink))
-    shape = levels.image.shape
-    matrix = region.matrix * [[source.shape[1] / shape[1]], [source.shape[0] / shape[0]]]
-    matrix[:, 2] += (matrix[:, 0] + matrix[:, 1]) / 2 - 0.5  # OpenCV counts from the centre of the first pixel
+    along_x, along_y = region.coefficients
+    (h, w), (height, width) = levels.image.shape[:2], source.shape[:2]
     return cv2.warpAffine(
         source,
-        matrix,
+        np.array([_from_centre(along_x, width / w), _from_centre(along_y, height / h)]),
         region.size[::-1],
         flags=(cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR) | cv2.WARP_INVERSE_MAP,
         borderMode=BORDER,
     )
+
+
+def _from_centre(row: tuple[float, float, float], scale: float) -> tuple[float, float, float]:
+    """A row of a matrix to a source resized by `scale`, as OpenCV counts: from the centre of the first pixel."""
+    a, b, start = row[0] * scale, row[1] * scale, row[2] * scale
+    return a, b, start + ((a + b) / 2 - 0.5)
 
 
 def _shrinking(shrink: float) -> float:
