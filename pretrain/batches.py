@@ -151,4 +151,4 @@ def view_batches(
 def normalised(views: Tensor, mean: float, std: float) -> Tensor:
     """Views [N, 1, H, W] -> float32, (x - mean) / std on the device they are on; x is uint8 / 255, or float32."""
     white = 255 if views.dtype == torch.uint8 else 1
-    return views.mul(1 / (white * std)).sub_(mean / std)
+    return views.float().mul(1 / (white * std)).sub_(mean / std)
