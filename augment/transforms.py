@@ -83,9 +83,8 @@ class Operation(A.ImageOnlyTransform):
     change: Callable[..., np.ndarray]
     """(image, white, **setting) -> the changed image [H, W], uint8 where `white` is 255, float32 where it is 1."""
 
-    def draw(self, u: Sequence[float]) -> dict[str, Any]:
-        """One setting within the ranges, from at most 7 even numbers `u` in 0 to 1."""
-        raise NotImplementedError
+    draw: Callable[[Sequence[float]], dict[str, Any]]
+    """One setting within the ranges, from at most 7 even numbers in 0 to 1."""
 
     def get_params(self) -> dict[str, Any]:
         """`draw` from the generator that `set_random_state` gave."""

@@ -2,14 +2,12 @@
 
 import hashlib
 import io
-import json
 import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-import cv2
 import numpy as np
 
 from data_shards.cache import ShardCache
@@ -27,6 +25,7 @@ from data_shards.manifest import (
     sha256_of,
 )
 from data_shards.remote import NotFound, RemoteFile, Url, download, read_small
+from data_shards.sample import fields_of, gray_of, raised
 
 __all__ = ["INDEX", "MANIFEST", "REJECTED", "ShardSet", "read_manifest"]
 
@@ -113,19 +112,18 @@ class ShardSet:
 
         uint16 has white at 65535: a sample whose JSON says `bits` 12 is raised from 4095, so that it is not black.
         """
-        pixels = self._decoded(i, "image", _pixels)
-        gray = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2GRAY)
+        gray = self._decoded(i, "image", gray_of)
         bits = self.meta(i).get("bits", 16) if gray.dtype == np.uint16 else 16
         if bits == 16:
             return gray
         if not (isinstance(bits, int) and 8 <= bits <= 16 and gray.max() < 1 << bits):
             where = f"sample {self.key(i)} in {self._place(int(self._row(i)['shard']))}"
             raise CorruptError(f"{where} says bits {bits} and holds grays up to {gray.max()}: pack that shard again")
-        return np.rint(gray * (65535 / ((1 << bits) - 1))).astype(np.uint16)
+        return raised(gray, bits)
 
     def meta(self, i: int) -> dict[str, Any]:
         """The JSON of sample `i` (`id`, `patient`, `fdi` ...); a foreign sample without JSON has only `id`."""
-        return self._decoded(i, "meta", _fields) if self._row(i)["meta_size"] else {"id": self.key(i)}
+        return self._decoded(i, "meta", fields_of) if self._row(i)["meta_size"] else {"id": self.key(i)}
 
     def holdout(self) -> "ShardSet | None":
         """The set that was held out of this one, in `holdout` below it and through the same cache; None without."""
@@ -286,19 +284,3 @@ class _OpenFile:
 
 def _unreadable(path: Path, error: OSError) -> ShardError:
     return ShardError(f"cannot read the shard {path} ({error.strerror}): check the path, its rights and the disk")
-
-
-def _pixels(raw: bytes) -> np.ndarray | None:
-    try:
-        pixels = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        return None
-    return pixels if pixels is not None and pixels.dtype in (np.uint8, np.uint16) else None
-
-
-def _fields(raw: bytes) -> dict[str, Any] | None:
-    try:
-        fields = json.loads(raw)
-    except ValueError:
-        return None
-    return fields if isinstance(fields, dict) else None
