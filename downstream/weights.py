@@ -25,6 +25,7 @@ class Weights:
     mean: float
     std: float
     assumed: tuple[str, ...]  # which of these nobody stated
+    facts: dict[str, Any]  # all that lies beside the checkpoint, {} if nothing does: for the model card
 
     def stated(self) -> dict[str, Any]:
         """The convention, JSON-ready, for metrics.json."""
@@ -49,16 +50,26 @@ def load_weights(config: WeightsConfig) -> Weights:
     height, width = convention["size"]
     check_view_size(model, name, (height, width))
     return Weights(
-        to_device(model).eval(), name, (height, width), float(convention["mean"]), float(convention["std"]), assumed
+        to_device(model).eval(),
+        name,
+        (height, width),
+        float(convention["mean"]),
+        float(convention["std"]),
+        assumed,
+        read_json(checkpoint.with_suffix(".json")),
     )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} where there is none."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def read_facts(path: Path) -> dict[str, Any]:
     """Backbone, size, mean and std from a facts file; {} where there is none. Raises DownstreamError if unreadable."""
-    if not path.is_file():
-        return {}
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        if not (facts := read_json(path)):
+            return {}
         size = tuple(int(side) for side in facts["input"]["size"])
         if len(size) != 2:
             raise ValueError("input.size is not a height and a width")
