@@ -18,7 +18,8 @@ import torch
 from accelerate import Accelerator
 
 from pretrain.batchnorm import CROPS, exported
-from pretrain.checkpoint import save_combined, save_resume
+from pretrain.checkpoint import save_resume
+from pretrain.combined import save_combined
 from pretrain.config import Config
 from pretrain.trainer import Trainer, rates_at
 

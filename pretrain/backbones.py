@@ -8,7 +8,6 @@ so the keys of a state dict read `m.<timm key>`.
 import contextlib
 import difflib
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, cast
 
 import timm
@@ -93,7 +92,7 @@ def release_of(name: str) -> Release | None:
     for short, release in RELEASED.items():
         if name in (short, release.class_name, release.timm_name, *release.checkpoints):
             return release
-    return RELEASED["vit"] if name == "ViTBackbone" else None  # the release spells its ViT both ways
+    return RELEASED["vit"] if name == "ViTBackbone" else None
 
 
 def build_backbone(name: str) -> Backbone:
@@ -152,16 +151,26 @@ def freeze_unused(backbone: Backbone, size: tuple[int, int]) -> None:
     backbone.train(training)
 
 
-# The release's class names: calling one builds that backbone.
-ViT_backbone = ViTBackbone = partial(build_backbone, "vit")
-convnextv2_backbone = partial(build_backbone, "convnextv2")
-densenet121_backbone = partial(build_backbone, "densenet121")
-efficientnetv2_s_backbone = partial(build_backbone, "efficientnetv2_s")
-vgg16_backbone = partial(build_backbone, "vgg16")
-mobilenetv4_backbone = partial(build_backbone, "mobilenetv4")
-resnext26_backbone = partial(build_backbone, "resnext26")
-fastvit_t8_backbone = partial(build_backbone, "fastvit_t8")
-regnetz_backbone = partial(build_backbone, "regnetz")
-ghostnetv3_backbone = partial(build_backbone, "ghostnetv3")
-mambaout_femto_backbone = partial(build_backbone, "mambaout_femto")
-starnet_s4_backbone = partial(build_backbone, "starnet_s4")
+def _class_of(name: str) -> type[Backbone]:
+    """The release's class of that backbone: called without arguments, it builds it."""
+    release = RELEASED[name]
+
+    def __init__(self: Backbone) -> None:
+        Backbone.__init__(self, release.timm_name, **release.options)
+
+    doc = f"{release.timm_name}, the last feature map averaged: [B, 1, H, W] -> [B, {release.channels}]."
+    return type(release.class_name, (Backbone,), {"__init__": __init__, "__doc__": doc, "__module__": __name__})
+
+
+ViT_backbone = ViTBackbone = _class_of("vit")  # the release spells it both ways
+convnextv2_backbone = _class_of("convnextv2")
+densenet121_backbone = _class_of("densenet121")
+efficientnetv2_s_backbone = _class_of("efficientnetv2_s")
+vgg16_backbone = _class_of("vgg16")
+mobilenetv4_backbone = _class_of("mobilenetv4")
+resnext26_backbone = _class_of("resnext26")
+fastvit_t8_backbone = _class_of("fastvit_t8")
+regnetz_backbone = _class_of("regnetz")
+ghostnetv3_backbone = _class_of("ghostnetv3")
+mambaout_femto_backbone = _class_of("mambaout_femto")
+starnet_s4_backbone = _class_of("starnet_s4")

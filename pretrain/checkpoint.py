@@ -1,114 +1,28 @@
-"""Two kinds of file: the released combined format for users of the weights, and resume checkpoints for the run itself.
+"""Files of tensors that cannot lie: resume checkpoints, and the reading and writing that every kind of file shares.
 
-Both are written beside their place, synced, and moved over it, so that a reader never sees half a file.
+All are written beside their place, synced, and moved over it, so that a reader never sees half a file.
 """
 
 import errno
 import io
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-from pretrain.backbones import Backbone
-from pretrain.heads import proj_head
-
-StateDict = dict[str, Tensor]
+from safetensors.torch import load as load_safetensors
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read or does not fit; names the file, what is wrong and what to do."""
 
 
-class MismatchError(CheckpointError):
-    """Weights of another module: `missing`, `unexpected` and `reshaped` hold every key by its full name."""
-
-    def __init__(self, path: str | Path, keys: dict[str, list[str]]) -> None:
-        self.missing, self.unexpected, self.reshaped = keys["missing"], keys["unexpected"], keys["reshaped"]
-        listed = "; ".join(
-            f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
-            for kind, names in keys.items()
-            if names
-        )
-        super().__init__(f"{path} does not fit: {listed}; build the backbone it was trained with")
-
-
-def save_combined(path: str | Path, backbone: nn.Module, head: nn.Module) -> None:
-    """Write `{"backbone": state dict, "proj_head": state dict}`, float32 on the CPU, replacing `path` atomically.
-
-    The file is first written under its final name in a temporary folder: the root inside a .pth zip is the file's stem,
-    so size and bytes depend on that name.
-    """
-    path = Path(path)
-    combined = {"backbone": _released(backbone), "proj_head": _released(head)}
-    with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
-        written = Path(folder) / path.name
-        _torch_save(combined, written)
-        _sync(written)
-        written.replace(path)
-    _sync(path.parent)
-
-
-def read_combined(path: str | Path) -> tuple[StateDict, StateDict]:
-    """The backbone's and the head's state dicts of a combined checkpoint.
-
-    Accepts the forms in circulation: nested, flat with `backbone.` and `proj_head.` prefixes, either of them under
-    `state_dict`. Raises CheckpointError for anything else. Nothing is unpickled but tensors.
-    """
-    content = _read(Path(path))
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a combined checkpoint")
-    parts = []
-    for name in ("backbone", "proj_head"):
-        nested = content.get(name)
-        prefix = name + "."
-        flat = {k.removeprefix(prefix): v for k, v in content.items() if str(k).startswith(prefix)}
-        parts.append(dict(nested) if isinstance(nested, dict) else flat)
-    if not all(parts) or not all(isinstance(value, Tensor) for part in parts for value in part.values()):
-        first = ", ".join(map(str, list(content)[:4]))
-        raise CheckpointError(
-            f"{path} has no backbone and proj_head of tensors (its first keys: {first}); give a combined checkpoint"
-        )
-    return parts[0], parts[1]
-
-
-def load_combined(path: str | Path, backbone: Backbone, head: proj_head | None = None) -> None:
-    """Load a combined checkpoint into `backbone` and, if given, `head`: strictly, every key and shape.
-
-    Raises MismatchError listing the missing, unexpected and reshaped keys, and then changes neither module.
-    """
-    backbone_state, head_state = read_combined(path)
-    modules: list[tuple[nn.Module, StateDict]] = [(backbone, backbone_state)]
-    ours, theirs = _named("backbone", backbone.state_dict()), _named("backbone", backbone_state)
-    if head is not None:
-        modules.append((head, head_state))
-        ours, theirs = ours | _named("proj_head", head.state_dict()), theirs | _named("proj_head", head_state)
-    mismatches = {
-        "missing": [k for k in ours if k not in theirs],
-        "unexpected": [k for k in theirs if k not in ours],
-        "reshaped": [
-            f"{k} {tuple(theirs[k].shape)} instead of {tuple(ours[k].shape)}"
-            for k in ours
-            if k in theirs and theirs[k].shape != ours[k].shape
-        ],
-    }
-    if any(mismatches.values()):
-        raise MismatchError(path, mismatches)
-    for module, state in modules:
-        module.load_state_dict(state, strict=True)
-
-
 def save_resume(path: Path, state: Mapping[str, Any]) -> None:
     """Write one resume checkpoint atomically: tensors, numbers and strings only, so that it loads with weights_only."""
     # Through a file object, so that the bytes do not depend on the file's name.
-    replace_atomically(path, lambda file: _torch_save(dict(state), file))
+    replace_atomically(path, lambda file: torch_save(dict(state), file))
 
 
 def load_resume(path: Path) -> dict[str, Any]:
@@ -116,7 +30,7 @@ def load_resume(path: Path) -> dict[str, Any]:
 
     Raises CheckpointError if the file is torn or damaged.
     """
-    content = _read(path)
+    content = read_weights(path)
     if not isinstance(content, dict) or "step" not in content:
         raise CheckpointError(f"{path} is not a resume checkpoint; give a file of <run>/checkpoints")
     return content
@@ -144,10 +58,10 @@ def replace_atomically(path: Path, write: Callable[[Any], object]) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    _sync(path.parent)
+    sync(path.parent)
 
 
-def _torch_save(content: Any, target: Any) -> None:
+def torch_save(content: Any, target: Any) -> None:
     """torch.save, but a disk that takes no more is an OSError; torch says it as a RuntimeError of its zip writer."""
     try:
         torch.save(content, target)
@@ -159,20 +73,17 @@ def _torch_save(content: Any, target: Any) -> None:
         raise
 
 
-def _released(module: nn.Module) -> StateDict:
-    # The OrderedDict that torch gives, with its `_metadata` of module versions: the published sizes include it.
-    state = module.state_dict()
-    for key, value in state.items():
-        # Neither channels_last strides nor storage shared with other tensors reach the file.
-        state[key] = value.detach().cpu().contiguous().clone()
-    return state
+def read_weights(path: Path) -> Any:
+    """What a .pth or safetensors file holds, told apart by content: tensors, numbers, strings and their containers.
 
-
-def _read(path: Path) -> Any:
+    Raises CheckpointError if the file is absent, torn or damaged, or holds anything else.
+    """
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}; check the path")
     try:
         content = path.read_bytes()
+        if content[8:9] == b"{" and int.from_bytes(content[:8], "little") < len(content):
+            return load_safetensors(content)
         if damaged := _damaged_member(content):
             raise CheckpointError(f"{path} is damaged (checksum of {damaged} is wrong); use another copy")
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -201,11 +112,8 @@ def _damaged_member(content: bytes) -> str | None:
         return archive.testzip()
 
 
-def _named(part: str, state: StateDict) -> StateDict:
-    return {f"{part}.{key}": tensor for key, tensor in state.items()}
-
-
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the system bring a file, or a folder's names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -16,7 +16,8 @@ from tqdm import tqdm
 from data_shards.stream import ShardSet, Stream
 from pretrain.backbones import build_backbone
 from pretrain.batchnorm import calibration_crops, exported
-from pretrain.checkpoint import load_combined, load_resume, save_combined, save_resume
+from pretrain.checkpoint import load_resume, save_resume
+from pretrain.combined import load_combined, save_combined
 from pretrain.config import ChangedError, Config, ConfigError
 from pretrain.facts import weights_facts, write_facts
 from pretrain.identity import circumstances, differences, extension_note, identity, table

@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from augment.config import ViewConfig
 from data_shards.stream import ShardSet, Stream
 from pretrain.backbones import RELEASED, build_backbone, freeze_unused
-from pretrain.checkpoint import load_combined, load_resume, save_combined, save_resume
+from pretrain.checkpoint import load_resume, save_resume
+from pretrain.combined import load_combined, save_combined
 from pretrain.config import Config, DataConfig
 from pretrain.heads import proj_head
 from pretrain.trainer import Trainer

@@ -1,23 +1,19 @@
 """The released format, key for key, and resume files that cannot lie."""
 
+import json
 import pickle
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file as save_safetensors
+from torch import nn
 
 import pretrain
 from pretrain.backbones import RELEASED, BackboneError, build_backbone, check_view_size
-from pretrain.checkpoint import (
-    CheckpointError,
-    MismatchError,
-    load_combined,
-    load_resume,
-    read_combined,
-    save_combined,
-    save_resume,
-)
+from pretrain.checkpoint import CheckpointError, load_resume, save_resume
+from pretrain.combined import MismatchError, load_combined, read_combined, save_combined
 from pretrain.config import Config
 from pretrain.facts import weights_facts
 from pretrain.heads import proj_head
@@ -66,18 +62,135 @@ def test_file_size_is_the_published_one(name, tmp_path):
         assert path.stat().st_size / 1e6 == pytest.approx(release.megabytes, abs=0.01)
 
 
-@pytest.mark.parametrize("form", ["nested", "flat", "nested in state_dict", "flat in state_dict"])
-def test_every_published_form_loads(form, tmp_path):
-    backbone, head = small(1)
+class Both(nn.Module):
+    def __init__(self, backbone, head):
+        super().__init__()
+        self.backbone, self.proj_head = backbone, head
+
+
+def saved_as(form, path, backbone, head):
+    """A checkpoint as other programs leave it, made by the wrappers and writers that they use."""
     nested = {"backbone": backbone.state_dict(), "proj_head": head.state_dict()}
-    flat = {f"{part}.{k}": v for part, state in nested.items() for k, v in state.items()}
-    content = nested if form.startswith("nested") else flat
-    torch.save({"state_dict": content} if form.endswith("state_dict") else content, tmp_path / "w.pth")
+    flat = Both(backbone, head).state_dict()
+    if form.startswith("nested"):
+        content = nested
+    elif form.startswith("flat"):
+        content = flat
+    elif form == "of DataParallel":
+        content = nn.DataParallel(Both(backbone, head)).state_dict()
+    elif form == "compiled":
+        content = torch.compile(Both(backbone, head)).state_dict()
+    elif form == "compiled in DataParallel, in state_dict":
+        content = nn.DataParallel(torch.compile(Both(backbone, head))).state_dict()
+    elif form == "parts compiled":
+        content = Both(torch.compile(backbone), nn.DataParallel(head)).state_dict()
+    elif form == "nested parts wrapped":
+        content = {
+            "backbone": nn.DataParallel(torch.compile(backbone)).state_dict(),
+            "proj_head": torch.compile(head).state_dict(),
+        }
+    elif form == "safetensors":
+        save_safetensors({k: v.contiguous() for k, v in flat.items()}, path)
+        return
+    elif form.startswith("resume"):
+        other, other_head = small(9)
+        rest = Both(other, other_head).state_dict()
+        teacher, student = (flat, rest) if form == "resume, teacher" else (rest, flat)
+        identity = json.dumps({"backbone": "ghostnetv3", "views.global_size": [64, 48], "mean": 0.4, "std": 0.2})
+        save_resume(path, {"step": 3, "teacher": teacher, "student": student, "identity": identity})
+        return
+    else:
+        raise AssertionError(form)
+    torch.save({"state_dict": content} if form.endswith("in state_dict") else content, path)
+
+
+FORMS = [
+    *("nested", "flat", "nested in state_dict", "flat in state_dict", "of DataParallel", "compiled", "safetensors"),
+    *("compiled in DataParallel, in state_dict", "parts compiled", "resume, teacher", "resume, student"),
+]
+
+
+def assert_same(one, other):
+    for (k, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b), k
+
+
+@pytest.mark.parametrize("form", [*FORMS, "nested parts wrapped"])
+def test_every_form_loads_and_says_so(form, tmp_path):
+    backbone, head = small(1)
+    saved_as(form, tmp_path / "w.any", backbone, head)
+    network = "student" if form == "resume, student" else "teacher"
     other, other_head = small(2)
-    load_combined(tmp_path / "w.pth", other, other_head)
-    for ours, theirs in ((other, backbone), (other_head, head)):
-        for (k, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
-            assert torch.equal(a, b), k
+    report = load_combined(tmp_path / "w.any", other, other_head, network)
+    assert_same(other, backbone)
+    assert_same(other_head, head)
+    keys = list(Both(backbone, head).state_dict())
+    assert (report.loaded, report.ignored) == (keys, [])
+    assert f"{len(keys)} tensors loaded" in str(report)
+
+    built = load_combined(tmp_path / "w.any", network=network)  # the backbone by its keys, the head by its widths
+    assert built.name == "ghostnetv3"
+    assert_same(built.backbone, backbone)
+    assert_same(built.head, head)
+
+    alone = load_combined(tmp_path / "w.any", small(3)[0], network=network)
+    assert sorted(alone.ignored) == sorted(f"proj_head.{k}" for k in HEAD_KEYS)
+    assert f"{len(HEAD_KEYS)} of the head ignored" in str(alone)
+
+
+@pytest.mark.parametrize(("widths", "layers"), [((64, 32, 48), 3), ((1024, 512, 256), 4), ((8, 1, 24), 2)])
+def test_a_head_of_other_widths_is_built_as_stored(widths, layers, tmp_path):
+    out, hidden, bottleneck = widths
+    head = proj_head(160, out, hidden, bottleneck, layers)
+    save_combined(tmp_path / "w.pth", small()[0], head)
+    assert_same(load_combined(tmp_path / "w.pth").head, head)
+
+
+def test_only_a_resume_file_has_a_student(tmp_path):
+    save_combined(tmp_path / "w.pth", *small())
+    with pytest.raises(CheckpointError, match="holds no student"):
+        load_combined(tmp_path / "w.pth", network="student")
+
+
+def test_keys_that_a_wrapper_alone_tells_apart_are_refused(tmp_path):
+    flat = Both(*small()).state_dict()
+    torch.save(flat | {f"module.{k}": v for k, v in flat.items()}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="the same without their wrappers"):
+        read_combined(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("name", ["fastvit_t8", pytest.param("vit", marks=pytest.mark.slow)])
+def test_a_mismatch_names_the_backbone_that_fits(name, tmp_path):
+    backbone = build_backbone(name)
+    save_combined(tmp_path / "w.pth", backbone, proj_head(backbone.num_features))
+    with pytest.raises(MismatchError, match=f"it is of backbone '{name}'"):
+        load_combined(tmp_path / "w.pth", small()[0])
+
+
+def test_a_backbone_that_is_no_release_is_not_guessed(tmp_path):
+    nearly = small()[0].state_dict()
+    nearly["m.more"] = torch.zeros(1)
+    torch.save({"backbone": nearly, "proj_head": small()[1].state_dict()}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="closest is ghostnetv3, with 99 % of the keys"):
+        load_combined(tmp_path / "w.pth")
+    other = build_backbone("resnet10t")
+    save_combined(tmp_path / "w.pth", other, proj_head(512))
+    with pytest.raises(CheckpointError, match="none of the released backbones"):
+        load_combined(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("damage", ["torn", "header", "shape"])
+def test_damaged_safetensors_are_refused_in_one_line(damage, tmp_path):
+    saved_as("safetensors", tmp_path / "w.safetensors", *small())
+    raw = (tmp_path / "w.safetensors").read_bytes()
+    damaged = {
+        "torn": raw[: len(raw) // 2],
+        "header": raw[:9] + b"\0" * 20 + raw[29:],
+        "shape": raw.replace(b'"shape":[1]', b'"shape":[7]', 1).replace(b'"shape":[256,1]', b'"shape":[256,2]', 1),
+    }
+    (tmp_path / "w.safetensors").write_bytes(damaged[damage])
+    with pytest.raises(CheckpointError, match="cannot be read as weights"):
+        read_combined(tmp_path / "w.safetensors")
 
 
 def test_mismatch_lists_missing_unexpected_and_reshaped_keys_and_changes_nothing(tmp_path):
@@ -93,6 +206,7 @@ def test_mismatch_lists_missing_unexpected_and_reshaped_keys_and_changes_nothing
         load_combined(tmp_path / "w.pth", target)
     assert error.value.missing == [f"backbone.{first}"]
     assert error.value.unexpected == ["backbone.m.invented"]
+    assert len(error.value.loaded) == len(state) - 2
     for words in ("1 missing", first, "1 unexpected", "m.invented", "1 reshaped", second, "(3, 3)"):
         assert words in str(error.value)
     assert all(torch.equal(v, before[k]) for k, v in target.state_dict().items())
@@ -181,8 +295,12 @@ def resume_bytes(tmp_path_factory):
 def test_names_resolve_in_every_spelling():
     import pretrain.backbones as room
 
-    for name, release in RELEASED.items():
-        assert getattr(room, release.class_name).args == (name,)
+    for release in RELEASED.values():
+        built = getattr(room, release.class_name)
+        assert issubclass(built, room.Backbone)
+        assert built.__name__ == release.class_name
+        with torch.device("meta"):
+            assert built().num_features == release.channels
     assert room.ViTBackbone is room.ViT_backbone
     assert build_backbone("ghostnetv3_backbone").num_features == 160
     assert build_backbone("1_ghostnetv3_combined").num_features == 160

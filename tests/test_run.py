@@ -30,7 +30,7 @@ from processes import (
 from data_shards.shard_set import ShardSet
 from pretrain.__main__ import RECIPES, VIEWS, read_command_line
 from pretrain.backbones import build_backbone
-from pretrain.checkpoint import load_combined
+from pretrain.combined import load_combined
 from pretrain.heads import proj_head
 from pretrain.run_folder import RunFolder
 
