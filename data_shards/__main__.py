@@ -19,7 +19,7 @@ PROG = "python -m data_shards"
 def pack_command(argv: Sequence[str]) -> None:
     """Turn archives of radiographs into shards of tooth crops."""
     parser = new_parser(f"{PROG} pack", pack_command.__doc__ or "")
-    parser.add_argument("sources", nargs="+", type=str, help="folders, zip or tar archives, or image files")
+    parser.add_argument("sources", nargs="+", type=str, help="folders, zip, tar or 7z archives, or image files")
     parser.add_class_arguments(PackConfig, skip={"sources", "key", "against", "labels"})
     parser.add_argument("--key", type=str | None, default=None, help=_KEY_HELP)
     parser.add_argument("--against", type=list[str], default=[], help=_AGAINST_HELP)

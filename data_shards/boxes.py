@@ -1,7 +1,5 @@
-"""Where the teeth are: boxes from YOLO text, from a table with named columns, or whole images."""
+"""Where the teeth are: boxes from YOLO text or a table with named columns, or whole images, labelled or not."""
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -10,13 +8,19 @@ from typing import NamedTuple
 from data_shards.errors import PackError
 from data_shards.ids import Key
 from data_shards.inventory import NEITHER, Entry, Inventory, Text
-from data_shards.labels import KNOWN_COLUMNS, RESERVED, bare_class, labels_of_class, labels_of_row
+from data_shards.labels import bare_class, labels_of_class, labels_of_row
 from data_shards.ledger import Ledgers
+from data_shards.tables import CORNERS, Table, read_table
 from data_shards.yolo import RowError, class_names, parse_row, rows_of
 
 ORPHAN = "no radiograph for it"
 BOXLESS = "no boxes for it"
-TABLE_COLUMNS = ("image", "x0", "y0", "x1", "y1")
+ROWLESS = "no row of a table labels it"
+CLASSLESS = "no class: it lies in no folder of its source"
+CHOICES = ("auto", "none", "folders", "labelled")
+"""What `--boxes` may say beside the place of annotations."""
+WHOLE = (0.0, 0.0, 1.0, 1.0)
+NOTHING_FOUND = "neither YOLO files nor a table with named columns was found"
 
 
 class Box(NamedTuple):
@@ -32,12 +36,15 @@ class Box(NamedTuple):
 class BoxPlan:
     """Which boxes to cut from which radiograph.
 
-    `format` is yolo, csv or none and `why` says what it was chosen by; `boxes` goes by radiograph id, `files` from an
-    annotation file's id to the ids of its boxes (a class list's file: to those of the files that it names).
+    `format` is yolo, csv, "csv of whole images", folders or none and `why` says what it was chosen by; `whole` says
+    that every box is a whole image, and `boxless` why an image has none; `boxes` goes by radiograph id, `files` from
+    an annotation file's id to the ids of its boxes (a class list's file: to those of the files that it names).
     """
 
     format: str
     why: str
+    whole: bool = False
+    boxless: str = BOXLESS
     boxes: dict[str, list[Box]] = field(default_factory=dict)
     files: dict[str, list[str]] = field(default_factory=dict)
     dropped_columns: list[str] = field(default_factory=list)
@@ -87,36 +94,46 @@ def plan_boxes(
 ) -> BoxPlan:
     """Find the boxes of every radiograph; what cannot be used is entered in the ledgers with its reason.
 
-    `choice` is `auto`, `none` or anything else for the annotations `given`; `labels` names columns to keep beside
+    `choice` is one of CHOICES or anything else for the annotations `given`; `labels` names columns to keep beside
     KNOWN_COLUMNS. Raises PackError where the annotations asked for hold no boxes.
     """
     finder = ImageFinder(inventory.images)
-    texts = list(inventory.texts) if choice in ("auto", "none") else list(given)
-    tables = [t for t in texts if t.suffix in (".csv", ".tsv") and _table(t.text) is not None]
+    texts = list(inventory.texts) if choice in CHOICES else list(given)
+    tables = [t for text in texts if (t := read_table(text)) is not None]
+    boxed, whole = [t for t in tables if t.boxes], [t for t in tables if t.whole(labels)]
     yolos = [t for t in texts if t.suffix == ".txt" and not class_names(t) and _is_yolo(t, finder)]
+    known = {t.text.entry.file for t in [*boxed, *whole]} | {t.entry.file for t in yolos}
     if choice == "none":
         plan = _whole(inventory.images, "asked for", key, ledgers)
-    elif tables:
-        plan = _from_tables(tables, finder, labels, key, ledgers)
+    elif choice == "folders":
+        plan = _from_folders(inventory.images, "asked for", key, ledgers)
+    elif boxed:
+        plan = _from_tables(boxed, finder, labels, key, ledgers)
     elif yolos:
         lists = [t for t in [*inventory.texts, *given] if class_names(t)]
         plan = _from_yolo(yolos, lists, finder, key, ledgers)
+    elif whole:  # after YOLO files: beside them, a table is but a list of the images
+        plan = _from_tables(whole, finder, labels, key, ledgers)
+    elif choice == "labelled":
+        plan = _from_folders(inventory.images, NOTHING_FOUND, key, ledgers)
     elif choice == "auto":
-        plan = _whole(inventory.images, "neither YOLO files nor a table with named columns was found", key, ledgers)
+        plan = _whole(inventory.images, NOTHING_FOUND, key, ledgers)
     else:
         raise PackError(
-            f"no boxes in {choice}: a table needs the columns {','.join(TABLE_COLUMNS)}, "
-            "a YOLO file the name of its image"
+            f"no boxes in {choice}: a table needs the columns image,{','.join(CORNERS)} (for whole images, image and "
+            "a label: finding, class ... or one named with --labels), a YOLO file the name of its image"
         )
     for image in inventory.images:
         if image.radiograph not in plan.boxes:
-            ledgers.reject("radiographs", image.radiograph, BOXLESS)
-    known = {text.entry.file for text in [*tables, *yolos]}
+            ledgers.reject("radiographs", image.radiograph, plan.boxless)
+    places = {t.text.entry.file for t in tables} - known
     for text in [*inventory.texts, *given]:
         if text.entry.file in plan.files:
             continue
         if text.entry.file in known or class_names(text):
             reason = f"annotations of another kind than {plan.format}"
+        elif text.entry.file in places:
+            reason = f"a table of images without a label column that is kept, or with boxes not in {','.join(CORNERS)}"
         else:
             reason = NEITHER if text.text.strip() else "an empty file"
         ledgers.reject("files", text.entry.file, reason)
@@ -124,11 +141,26 @@ def plan_boxes(
 
 
 def _whole(images: Iterable[Entry], why: str, key: Key, ledgers: Ledgers) -> BoxPlan:
-    plan = BoxPlan("none", f"{why}: every image is one crop")
+    plan = BoxPlan("none", f"{why}: every image is one crop", whole=True)
     for image in images:
-        box = Box(key.id("box", image.name), (0.0, 0.0, 1.0, 1.0), True, {})
+        box = Box(key.id("box", image.name), WHOLE, True, {})
         ledgers.see("boxes", box.id)
         plan.boxes[image.radiograph] = [box]
+    return plan
+
+
+def _from_folders(images: Sequence[Entry], why: str, key: Key, ledgers: Ledgers) -> BoxPlan:
+    plan = BoxPlan("folders", "", whole=True, boxless=CLASSLESS)
+    classes = set()
+    for image in images:
+        folders = PurePosixPath(image.name.replace("\\", "/")).parts[1:-1]  # the first part is the source
+        if not folders or folders[-1] in ("/", ".."):
+            continue
+        classes.add(folders[-1])
+        box = Box(key.id("box", image.name), WHOLE, True, labels_of_class(folders[-1]))
+        ledgers.see("boxes", box.id)
+        plan.boxes[image.radiograph] = [box]
+    plan.why = f"{why}: every image is one crop, its folder its class, {len(classes)} classes"
     return plan
 
 
@@ -189,49 +221,40 @@ def _nearest(lists: Sequence[Text], entry: Entry) -> Text | None:
     return max(lists, key=depth, default=None)
 
 
-def _table(text: str) -> csv.DictReader | None:
-    """The rows of a table whose header has the named columns, whichever of `,` `;` and tab divides it."""
-    for delimiter in ",;\t":
-        header = next(csv.reader(io.StringIO(text[:65536]), delimiter=delimiter), [])
-        columns = [c.strip().lower() for c in header]
-        if set(TABLE_COLUMNS) <= set(columns):
-            body = io.StringIO(text.partition("\n")[2])
-            return csv.DictReader(body, fieldnames=columns, delimiter=delimiter, restval="", restkey="")
-    return None
-
-
 def _from_tables(
-    texts: Sequence[Text], finder: ImageFinder, asked: Sequence[str], key: Key, ledgers: Ledgers
+    tables: Sequence[Table], finder: ImageFinder, asked: Sequence[str], key: Key, ledgers: Ledgers
 ) -> BoxPlan:
-    plan = BoxPlan("csv", f"{len(texts)} table(s) with the columns {', '.join(TABLE_COLUMNS)}")
-    for text in texts:
-        reader = _table(text.text)
-        assert reader is not None
-        columns = [c for c in reader.fieldnames or [] if c and c not in TABLE_COLUMNS and c not in RESERVED]
-        kept = [c for c in columns if c in KNOWN_COLUMNS or c in asked]
-        plan.dropped_columns += [c for c in reader.fieldnames or [] if c not in kept and c not in TABLE_COLUMNS]
-        missing = set(asked) - set(columns)
+    """Boxes from tables that are all of boxes or all of whole images."""
+    named = ", ".join(dict.fromkeys(t.image for t in tables))
+    if tables[0].boxes:
+        plan = BoxPlan("csv", f"{len(tables)} table(s) with the columns {named}, {', '.join(CORNERS)}")
+    else:
+        kept = ", ".join(dict.fromkeys(c for t in tables for c in t.kept(asked)))
+        why = f"{len(tables)} table(s) with the column {named}, labels ({kept}) and no boxes: a row is a whole image"
+        plan = BoxPlan("csv of whole images", why, whole=True, boxless=ROWLESS)
+    for table in tables:
+        entry = table.text.entry
+        plan.dropped_columns += table.dropped(asked)
+        missing = set(asked) - set(table.others())
         if missing:
-            raise PackError(f"no column {', '.join(sorted(missing))} for --labels: there are {', '.join(columns)}")
-        plan.files.setdefault(text.entry.file, [])
-        for number, row in enumerate(_readable(reader)):
-            id_ = key.id("box", text.entry.name, str(number))
+            there = ", ".join(table.others())
+            raise PackError(f"no column {', '.join(sorted(missing))} for --labels: there are {there}")
+        plan.files.setdefault(entry.file, [])
+        for number, row in enumerate(table.rows()):
+            id_ = key.id("box", entry.name, str(number))
             ledgers.see("boxes", id_)
-            image = finder.named(row["image"] or "")
+            image = finder.named(row[table.image] or "")
             if image is None:
-                plan.lose(id_, text.entry, number, ORPHAN, ledgers)
+                plan.lose(id_, entry, number, ORPHAN, ledgers)
                 continue
-            try:
-                x0, y0, x1, y1 = (float(row[c]) for c in TABLE_COLUMNS[1:])
-            except (TypeError, ValueError):
-                plan.lose(id_, text.entry, number, "its corners are not four numbers", ledgers)
-                continue
-            plan.add(image, Box(id_, (x0, y0, x1, y1), False, labels_of_row(row, kept)), text.entry)
+            corners = WHOLE
+            if table.boxes:
+                try:
+                    x0, y0, x1, y1 = (float(row[c]) for c in CORNERS)
+                except (TypeError, ValueError):
+                    plan.lose(id_, entry, number, "its corners are not four numbers", ledgers)
+                    continue
+                corners = x0, y0, x1, y1
+            labels = labels_of_row(row, table.kept(asked))
+            plan.add(image, Box(id_, corners, not table.boxes, labels), entry)
     return plan
-
-
-def _readable(reader: csv.DictReader) -> Iterable[dict[str, str]]:
-    try:
-        yield from reader
-    except csv.Error:  # a field of over 128 KiB: binary rubbish from here on
-        return

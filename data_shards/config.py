@@ -18,12 +18,15 @@ class PackConfig:
     """What to pack, and how."""
 
     sources: Sequence[str | Path]
-    """Folders, zip or tar archives, or image files. Nothing is unpacked."""
+    """Folders, zip, tar or 7z archives, or image files. Nothing is unpacked."""
     out: str | Path
     """The shard folder to make; it must not hold a finished pack."""
     boxes: str = "auto"
-    """auto: look for a table, then for YOLO files, else take whole images, and say so; none: whole images; or a table,
-    label file, folder or archive with the annotations. auto, because most archives carry their boxes."""
+    """auto: look for a table of boxes, then for YOLO files, then for a table that labels whole images, else take whole
+    images, and say so; none: whole images; folders: whole images, each with the name of the folder that directly holds
+    it as its `class` (never found by auto, as folders may be named after patients); labelled: as auto, but folders
+    where auto takes bare images; or a table, label file, folder or archive with the annotations. auto, because most
+    archives carry their boxes."""
     patient: str | None = None
     """Regular expression on `archive/member`; its first group (or whole match) is the patient. Left out, each
     radiograph counts as one patient, since nothing in a file name says otherwise by itself."""

@@ -11,3 +11,7 @@ class CorruptError(ShardError):
 
 class PackError(ValueError):
     """Inputs or settings from which no shards can be made. The message is one line: what, where, what to do."""
+
+
+class MemberError(ValueError):
+    """A member of a source that cannot be read. The message is a reason for the ledger and holds no name."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_shards.boxes import BoxPlan, plan_boxes
+from data_shards.boxes import CHOICES, BoxPlan, plan_boxes
 from data_shards.config import PackConfig, check, recorded
 from data_shards.convert import Converted, Job, convert
 from data_shards.errors import PackError
@@ -49,7 +49,7 @@ def pack(config: PackConfig) -> dict[str, Any]:
     inventory = _inventory(sources, key, ledgers, config)
     plan = _plan(config, sources, inventory, key, ledgers)
     say(f"boxes: {plan.format} ({plan.why})")
-    if plan.format == "none":
+    if plan.whole:
         say("warning: whole images are taken as crops; text burnt into their borders would enter the shards")
     if plan.dropped_columns:
         say(f"columns left out, as they may hold names: {', '.join(plan.dropped_columns)} (keep one with --labels)")
@@ -84,11 +84,13 @@ def _inventory(sources: list[Source], key: Key, ledgers: Ledgers, config: PackCo
 
 def _plan(config: PackConfig, sources: list[Source], inventory: Inventory, key: Key, ledgers: Ledgers) -> BoxPlan:
     given: list[Text] = []
-    if config.boxes not in ("auto", "none") and (inside := _texts_inside(Path(config.boxes), sources, inventory)):
+    if config.boxes not in CHOICES and (inside := _texts_inside(Path(config.boxes), sources, inventory)):
         given = inside
-    elif config.boxes not in ("auto", "none"):
+    elif config.boxes not in CHOICES:
         if not Path(config.boxes).exists():
-            raise PackError(f"no boxes at {config.boxes}: give auto, none, or a table, label file, folder or archive")
+            raise PackError(
+                f"no boxes at {config.boxes}: give {', '.join(CHOICES)}, or a table, label file, folder or archive"
+            )
         sources += open_sources([config.boxes])
         apart = take_inventory([(len(sources) - 1, sources[-1], sources[-1].members())], key, ledgers)
         given = apart.texts

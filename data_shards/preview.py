@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data_shards.boxes import Box, plan_boxes
+from data_shards.boxes import CHOICES, Box, plan_boxes
 from data_shards.config import check_pixel_aspect
 from data_shards.convert import encode_png
 from data_shards.crops import CropError, region, stretch
@@ -82,7 +82,7 @@ def radiograph_sheet(path: Path, boxes: str, pixel_aspect: float) -> tuple[np.nd
     ledgers = Ledgers()
     inventory = take_inventory(((n, s, s.members()) for n, s in enumerate(sources)), _KEY, ledgers)
     given = []
-    if boxes not in ("auto", "none"):
+    if boxes not in CHOICES:
         apart = open_sources([boxes])
         given = take_inventory(((n, s, s.members()) for n, s in enumerate(apart)), _KEY, ledgers).texts
     plan = plan_boxes(boxes, inventory, given, (), _KEY, ledgers)

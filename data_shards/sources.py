@@ -1,4 +1,4 @@
-"""What can be packed: a folder, a zip, a tar (gz, bz2, xz) or one file, as a stream of members.
+"""What can be packed: a folder, a zip, a tar (gz, bz2, xz), a 7z or one file, as a stream of members.
 
 Members are read from where they lie, one after another, and nothing is written under a member's name, so a name that
 climbs out of its archive, is absolute or stands there twice does no harm. Links are not followed.
@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from data_shards.errors import PackError
+from data_shards.errors import MemberError, PackError
+from data_shards.sevenzip import check_archive, packed_members
 
 MAX_MEMBER_BYTES = 1 << 30
 """A member over 1 GiB is no radiograph (the largest scans are some 100 MB) but may be a decompression bomb."""
@@ -30,10 +31,6 @@ _DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
 )
-
-
-class MemberError(ValueError):
-    """A member that cannot be read. The message is a reason for the ledger and holds no name."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,9 @@ class Member:
             raise MemberError(self.refused)
         try:
             with self.open() as file:
-                return file.read(limit)
+                return file.read(min(limit, self.size))  # what is asked for is allocated, needed or not
+        except MemberError:
+            raise
         except _DAMAGE as error:
             raise MemberError(f"damaged in its archive or unreadable ({type(error).__name__})") from None
 
@@ -112,7 +111,8 @@ def _stream_for(path: Path) -> Callable[[Path], Iterator[Member]]:
                 return _zip
             raise PackError(f"{path} is a zip without its end: it was cut short, copy it again")
         if head.startswith(b"7z\xbc\xaf\x27\x1c"):
-            raise PackError(f"{path} is a 7z archive, which is not read here: turn it into a zip or tar")
+            check_archive(path)
+            return _seven_zip
         return _tar if tarfile.is_tarfile(path) else _single
     except FileNotFoundError:
         raise PackError(f"nothing to pack at {path}: check the path") from None
@@ -167,6 +167,12 @@ def _tar(path: Path) -> Iterator[Member]:
                 partial(_extract, archive, info),
                 _refusal(info.issym() or info.islnk(), not info.isfile(), info.size),
             )
+
+
+def _seven_zip(path: Path) -> Iterator[Member]:
+    for member in packed_members(path):
+        refused = _refusal(member.link, member.special, member.size)
+        yield Member(member.name, member.size, member.open, refused)
 
 
 def _open(path: Path) -> IO[bytes]:

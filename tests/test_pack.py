@@ -394,6 +394,82 @@ def test_boxes_from_a_file_of_its_own(tmp_path):
         packed(source, tmp_path / "x", boxes=str(table))
 
 
+def labels_of(out):
+    samples = ShardSet(out)
+    return sorted(
+        tuple(samples.meta(i).get(k) for k in ("class", "finding", "fdi", "age", "box")) for i in range(len(samples))
+    )
+
+
+WHOLE = [0.0, 0.0, 200.0, 120.0]
+
+
+@pytest.mark.parametrize("column", ["image", "File", "FILENAME", "path", "image_path"])
+def test_a_table_without_boxes_labels_whole_images(tmp_path, capsys, column):
+    table = f"age;{column};finding\n33;a.png;caries\n34;deep/b;none\n35;gone.png;none\n"
+    members = {"a.png": saved(image(1)), "deep/b.png": saved(image(2)), "c.png": saved(image(3)), "labels.csv": table}
+    source = zipped(tmp_path / "a.zip", members)
+    manifest = packed(source, tmp_path / "out", quiet=False)
+    assert labels_of(tmp_path / "out") == [(None, name, None, None, WHOLE) for name in ("caries", "none")]
+    assert manifest["settings"]["boxes"] == "csv of whole images"
+    assert manifest["ledgers"]["boxes"] == {"seen": 3, "used": 2, "rejected": 1}
+    assert manifest["reasons"]["boxes"] == {"no radiograph for it": 1}
+    assert manifest["reasons"]["radiographs"] == {"no row of a table labels it": 1}
+    said = capsys.readouterr().out
+    assert f"1 table(s) with the column {column.lower()}, labels (finding) and no boxes: a row is a whole image" in said
+    assert "columns left out, as they may hold names: age" in said
+    assert "warning: whole images" in said
+    packed(source, tmp_path / "age", labels=["age"])
+    assert [found[3] for found in labels_of(tmp_path / "age")] == ["33", "34"]
+
+
+def test_what_is_no_table_of_whole_images(tmp_path):
+    """Tables without a label that is kept, of boxes in other words, or beside boxes of another kind."""
+    members = {"a.png": saved(image(1))}
+    for number, header in enumerate(["image,age", "filename,class,xmin,ymin,xmax,ymax", "image,class,x,y,w,h"]):
+        row = ",".join(["a.png", "1", "2", "3", "4", "5"][: header.count(",") + 1])
+        source = zipped(tmp_path / f"{number}.zip", {**members, "t.csv": f"{header}\n{row}\n"})
+        manifest = packed(source, tmp_path / f"out{number}")
+        assert manifest["settings"]["boxes"] == "none"
+        assert "a table of images without a label column" in " ".join(manifest["reasons"]["files"])
+    boxes = {"boxes.csv": "path,x0,y0,x1,y1,fdi\na.png,1,1,50,90,36\n", "whole.csv": "image,finding\na.png,caries\n"}
+    yolo = {"a.txt": "0 0.5 0.5 0.2 0.4", "whole.csv": "image,finding\na.png,caries\n"}
+    for name, texts in (("csv", boxes), ("yolo", yolo)):
+        manifest = packed(zipped(tmp_path / f"{name}.zip", members | texts), tmp_path / name)
+        assert manifest["settings"]["boxes"] == name
+        assert manifest["reasons"]["files"] == {f"annotations of another kind than {name}": 1}
+        assert manifest["ledgers"]["boxes"]["used"] == 1
+
+
+def test_folders_are_classes_only_if_asked_for(tmp_path, capsys):
+    members = {
+        "train/11/a.png": saved(image(1)),
+        "val/crown/b.png": saved(image(2)),
+        "images/c.png": saved(image(3)),
+        f"{'long ' * 30}/d.png": saved(image(4)),
+        "test\\labels\\e.png": saved(image(5)),  # as some zips have it
+        "root.png": saved(image(6)),
+        "../climbs.png": saved(image(7)),
+        "notes.txt": "none",
+    }
+    source = zipped(tmp_path / "a.zip", members)
+    manifest = packed(source, tmp_path / "out", boxes="folders", quiet=False)
+    wanted = {"11", "crown", "images", "labels", ("long " * 30)[:64]}
+    assert {(found[0], found[2]) for found in labels_of(tmp_path / "out")} == {
+        (name, 11 if name == "11" else None) for name in wanted
+    }
+    assert manifest["reasons"]["radiographs"] == {"no class: it lies in no folder of its source": 2}
+    assert manifest["ledgers"]["files"] == {"seen": 8, "used": 5, "rejected": 3}
+    assert verify(tmp_path / "out", quiet=True) == []
+    assert "its folder its class, 5 classes" in capsys.readouterr().out
+    assert packed(source, tmp_path / "auto")["statistics"]["labels"] == {}
+    labelled = packed(source, tmp_path / "labelled", boxes="labelled")
+    assert labelled["settings"]["boxes"] == "folders"
+    zipped(source, members | {"labels.csv": "image,finding\na.png,caries\n"})
+    labelled = packed(source, tmp_path / "table", boxes="labelled")
+    assert labelled["statistics"]["labels"] == {"finding": {"caries": 1}}
+
+
 def test_a_class_number_without_a_name_is_no_tooth(tmp_path):
     source = zipped(tmp_path / "a.zip", {"x.png": saved(image(1)), "x.txt": "11 0.5 0.5 0.2 0.5"})
     assert packed(source, tmp_path / "out")["statistics"]["labels"] == {"class": {"11": 1}}
