@@ -1,17 +1,32 @@
-"""The commands of `python -m downstream`: knn, linear, finetune, embed, export."""
+"""The commands of `python -m downstream`: knn, linear, finetune, curve, embed, export, zoo."""
 
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+
 from augment import ViewError
 from data_shards.errors import ShardError
+from downstream import curve as efficiency
 from downstream import export as exporting
 from downstream import finetune as tuning
-from downstream import probe
-from downstream.config import CropsConfig, DownstreamError, FinetuneConfig, KnnConfig, LinearConfig, WeightsConfig
+from downstream import probe, zoo
+from downstream.config import (
+    CropsConfig,
+    CurveConfig,
+    DownstreamError,
+    FinetuneConfig,
+    KnnConfig,
+    LinearConfig,
+    WeightsConfig,
+)
+from downstream.metrics import SCORES
+from downstream.sources import packed
 from downstream.weights import Weights, load_weights
 from launch.cli import fail, new_parser, read
 from pretrain.backbones import BackboneError
@@ -21,7 +36,9 @@ from pretrain.evaluate import EvaluationError
 
 PROG = "python -m downstream"
 MISTAKES = (BackboneError, CheckpointError, ConfigError, DownstreamError, EvaluationError, ShardError, ViewError)
-LISTS = ("--shards", "--label", "--query", "--size", "--l2")
+LISTS = ("--shards", "--label", "--query", "--size", "--l2", "--fractions")
+ONE_LABEL = ("finetune", "curve")
+"""Commands that learn one label, so that --label takes one name; they may run in several processes, or say why not."""
 
 
 def knn(config: KnnConfig, weights: Weights) -> dict[str, Any]:
@@ -35,11 +52,30 @@ def linear(config: LinearConfig, weights: Weights) -> dict[str, Any]:
 
 
 def finetune(config: FinetuneConfig, weights: Weights) -> dict[str, Any]:
-    """Train backbone and a new classifier end to end; writes model.pth."""
-    metrics = tuning.finetune(config, weights)
-    print(f"balanced accuracy {metrics['balanced_accuracy']:.3f} (chance {metrics['chance']:.3f}), {_sides(metrics)}")
-    for name, recall in metrics["recall"].items():
-        print(f"  {name:<16}" + ("  no crop to validate on" if recall is None else f"{recall:>9.3f} recall"))
+    """Train backbone and a new classifier end to end, tested on other patients; writes report.html."""
+    metrics = tuning.finetune(config, weights, Accelerator())
+    if _first_process():
+        print(f"{metrics['crops']} crops of {metrics['patients']} patients, {metrics['protocol']}; in brackets 95 %")
+        for name, words in SCORES.items():
+            value, low, high = metrics["scores"][name].values()
+            if value is not None:
+                print(f"  {words:<18}{value:>7.3f} [{low:.3f}, {high:.3f}]")
+        print(f"  {'chance':<18}{metrics['chance']:>7.3f} (balanced accuracy)")
+        print(f"  {Path(config.out) / 'report.html'}")
+    return metrics
+
+
+def curve(config: CurveConfig, weights: Weights) -> dict[str, Any]:
+    """Score by the number of labels, beside training from scratch and raw pixels; writes curve.png."""
+    metrics = efficiency.curve(config, weights, Accelerator())
+    shares = list(metrics["learnt_from"])
+    print(f"balanced accuracy on {metrics['tested']['patients']} other patients, chance {metrics['chance']:.3f}")
+    print(f"  {'share of the labels':<32}" + "".join(f"{float(share):>9.1%}" for share in shares))
+    for series in efficiency.SERIES:
+        scores = metrics["balanced_accuracy"][f"{series.method} {series.source}"]
+        means = "".join(f"{sum(scores[share]) / len(scores[share]):>9.3f}" for share in shares)
+        print(f"  {series.label:<32}{means}")
+    print(f"  {Path(config.out) / 'curve.png'}")
     return metrics
 
 
@@ -51,18 +87,16 @@ def embed(config: CropsConfig, weights: Weights) -> dict[str, Any]:
 
 
 def export(config: WeightsConfig, weights: Weights) -> dict[str, Any]:
-    """Write a folder that timm loads, and check that it gives the same features."""
+    """Write a folder for timm and onnxruntime, checked to give the same features, with a model card."""
     metrics = exporting.export(config, weights)
     print(f"{metrics['load']} gives the same features, bit by bit ({metrics['megabytes']} MB)")
+    onnx = metrics["onnx"]
+    if onnx["file"]:
+        sizes = ", ".join("{}x{}".format(*one["size"]) for one in onnx["checked"])
+        print(f"{onnx['file']} gives them to within {onnx['max_difference']:.1e}, at {sizes} ({onnx['megabytes']} MB)")
+    else:
+        print(f"model.onnx is not written, as {', '.join(onnx['missing'])} cannot be imported: {onnx['remedy']}")
     return metrics
-
-
-def _sides(metrics: dict[str, Any]) -> str:
-    train, validation = metrics["train"], metrics["validation"]
-    return (
-        f"{validation['crops']} crops of {validation['patients']} patients, "
-        f"after training on {train['crops']} of {train['patients']} others"
-    )
 
 
 def _shown(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -79,9 +113,34 @@ COMMANDS: dict[str, tuple[type[WeightsConfig], Callable[[Any, Weights], dict[str
     "knn": (KnnConfig, knn),
     "linear": (LinearConfig, linear),
     "finetune": (FinetuneConfig, finetune),
+    "curve": (CurveConfig, curve),
     "embed": (CropsConfig, embed),
     "export": (WeightsConfig, export),
 }
+
+
+def zoo_command(argv: Sequence[str]) -> None:
+    """List the published files, or say which one a file is: zoo list, zoo verify FILE..."""
+    action, files = (argv[0] if argv else ""), argv[1:]
+    if action == "list" and not files:
+        print(zoo.table())
+    elif action == "verify" and files:
+        wrong = [complaint for file in files if (complaint := _complaint(Path(file)))]
+        if wrong:
+            fail(f"{len(wrong)} of {len(files)} files are not of the release: {'; '.join(wrong)}")
+    else:
+        fail(f"say `{PROG} zoo list` or `{PROG} zoo verify FILE...`")
+
+
+def _complaint(file: Path) -> str:
+    try:
+        found = zoo.identify(file)
+    except DownstreamError as error:
+        return str(error)
+    if found is None:
+        return f"{file} is none of the published files, by its MD5"
+    print(f"{file}: {found}, MD5 {found.md5}, https://doi.org/{zoo.DOI}")
+    return ""
 
 
 def run(name: str, argv: Sequence[str]) -> None:
@@ -89,17 +148,30 @@ def run(name: str, argv: Sequence[str]) -> None:
     settings, command = COMMANDS[name]
     parser = new_parser(f"{PROG} {name}", command.__doc__ or "")
     parser.add_class_arguments(settings)
-    lists = [option for option in LISTS if (name, option) != ("finetune", "--label")]
+    lists = [option for option in LISTS if not (name in ONE_LABEL and option == "--label")]
     config = settings(**vars(read(parser, argv, lists)))
-    weights = load_weights(config)
-    if weights.assumed:
-        print(f"not stated beside the checkpoint, so assumed: {_convention(weights, weights.assumed)}")
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    metrics = {"command": name, "weights": weights.stated(), **command(config, weights)}
-    text = json.dumps(metrics, indent=2) + "\n"
-    replace_atomically(out / "metrics.json", lambda file: file.write(text.encode()))
-    print(f"  {out / 'metrics.json'}")
+    with tuning.processes() if name in ONE_LABEL else contextlib.nullcontext():
+        if not _first_process() and name not in ONE_LABEL:
+            return  # one process does the other commands' work
+        weights = load_weights(config)
+        if _first_process():
+            print(weights.loaded)
+        if weights.assumed and _first_process():
+            print(f"not stated beside the checkpoint, so assumed: {_convention(weights, weights.assumed)}")
+        out = Path(config.out)
+        out.mkdir(parents=True, exist_ok=True)
+        if isinstance(config, CropsConfig):
+            config = packed(config, _first_process())
+        metrics = {"command": name, "weights": weights.stated(), **command(config, weights)}
+    if _first_process():
+        text = json.dumps(metrics, indent=2) + "\n"
+        replace_atomically(out / "metrics.json", lambda file: file.write(text.encode()))
+        print(f"  {out / 'metrics.json'}")
+
+
+def _first_process() -> bool:
+    """Whether this is the one process of those that a launcher started which prints and writes."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _convention(weights: Weights, names: Sequence[str]) -> str:
@@ -112,11 +184,14 @@ def main(argv: Sequence[str]) -> None:
         print(f"usage: {PROG} COMMAND --checkpoint FILE.pth --out DIR ...\n")
         for name, (_, command) in COMMANDS.items():
             print(f"  {name:<9} {command.__doc__}")
+        print(f"  {'zoo':<9} {zoo_command.__doc__}")
         print(f"\n`{PROG} COMMAND --help` explains every option.")
         return
-    if argv[0] not in COMMANDS:
-        fail(f"there is no command '{argv[0]}': use one of {', '.join(COMMANDS)}")
     try:
+        if argv[0] == "zoo":
+            return zoo_command(argv[1:])
+        if argv[0] not in COMMANDS:
+            fail(f"there is no command '{argv[0]}': use one of {', '.join(COMMANDS)}, zoo")
         run(argv[0], argv[1:])
     except MISTAKES as error:
         fail(error)

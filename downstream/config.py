@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 
 class DownstreamError(ValueError):
@@ -19,11 +19,19 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "folds": (lambda v: v >= 2, "give at least 2, so that each has others to learn from"),
     "neighbours": (lambda v: v >= 1, "give at least 1"),
     "l2": (lambda v: len(v) > 0 and min(v) >= 0, "give one strength or more, none under 0"),
-    "holdout": (lambda v: 0 < v < 1, "give a share between 0 and 1"),
+    "validation": (lambda v: 0 <= v < 1, "give a share from 0 to under 1"),
     "epochs": (lambda v: v >= 1, "give at least 1"),
+    "min_steps": (lambda v: v >= 0, "give 0 or more"),
+    "patience": (lambda v: v >= 1, "give at least 1"),
+    "lr": (lambda v: 0 < v < math.inf, "give more than 0"),
+    "classifier_lr": (lambda v: 0 < v < math.inf, "give more than 0"),
+    "weight_decay": (lambda v: 0 <= v < math.inf, "give 0 or more"),
     "warmup": (lambda v: 0 <= v < 1, "give a share from 0 to under 1"),
     "clip": (lambda v: v > 0, "give more than 0"),
     "workers": (lambda v: v >= 0, "give 0 or more"),
+    "test": (lambda v: 0 < v < 1, "give a share between 0 and 1"),
+    "fractions": (lambda v: len(v) > 0 and all(0 < f <= 1 for f in v), "give one share or more, above 0 and up to 1"),
+    "draws": (lambda v: v >= 1, "give at least 1"),
     "seed": (lambda v: v >= 0, "give 0 or more"),
 }
 
@@ -33,9 +41,12 @@ class WeightsConfig:
     """Which weights, and where the result goes."""
 
     checkpoint: str
-    """Combined checkpoint, FILE.pth. The facts beside it (FILE.json) say all that the next four options can."""
+    """Combined checkpoint: FILE.pth of a run or of the release, safetensors, or a run's checkpoints/step-N.pth. The
+    facts beside it (FILE.json) say all that the options from --backbone to --std can."""
     out: str
     """Folder for the results, made if absent: metrics.json, and what the command makes."""
+    network: Literal["teacher", "student"] = "teacher"
+    """Which network of a run's checkpoints/step-N.pth: the teacher, as in the FILE.pth that runs write."""
     backbone: str | None = None
     """One of the 12 released backbones, or any timm model with feature maps. Left out: the one that the facts name,
     else the released one whose keys and shapes the checkpoint has."""
@@ -59,10 +70,18 @@ class CropsConfig(WeightsConfig):
     """Weights, and crops to use them on."""
 
     shards: list[str]
-    """Shard folders, one or more."""
+    """Shard folders, one or more; or images with labels, which are packed into OUT/packed first: a folder with a folder
+    for each class, or with a table (columns image and labels, or image,x0,y0,x1,y1 and labels), such a table, or a zip,
+    tar or 7z of either. A class folder's label is `class`. --query takes the same."""
+    patient: str | None = None
+    """Where images are packed: regular expression on `source/name`; its first group (or whole match) is the patient.
+    Left out, each image counts as one patient, since nothing in a file name says otherwise by itself."""
     batch_size: int = 64
     """Crops that go through the backbone together: enough for any device to be busy; for knn, linear and embed it
     changes memory and speed only."""
+    workers: int = 2
+    """Processes that read, resize and, to train, augment crops, for each training process; they change nothing but
+    speed. 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,17 +119,21 @@ class LinearConfig(ProbeConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(CropsConfig):
-    """Full fine-tuning end to end."""
+class TrainingConfig(CropsConfig):
+    """How a backbone and a new classifier are trained together; --batch_size is that of all processes together."""
 
-    label: str
-    """The label to learn."""
-    query: list[str] | None = None
-    """Shard folders of other patients, to validate on. Left out: --holdout sets patients of --shards apart."""
-    holdout: float = 0.3
-    """Share of the patients to validate on where --query is left out; 0.3 is the split the real figures use."""
+    validation: float = 0.15
+    """Share of the patients trained on, at least one, that is set apart to choose the epoch by; they are neither
+    trained on nor tested. 0.15: enough to tell epochs apart, few enough to train on the rest. 0: none are set apart,
+    all epochs are made and the last one counts."""
     epochs: int = 10
-    """Passes over the training crops: pretrained weights adapt within a few."""
+    """Most passes over the training crops: pretrained weights adapt within a few."""
+    min_steps: int = 100
+    """Steps that all epochs have together at least: of few crops, which make few batches, an epoch is several passes.
+    100, because a new classifier is not learnt in fewer."""
+    patience: int = 3
+    """Training ends after this many epochs without a better balanced accuracy on the patients set apart; the best
+    epoch's weights are kept. 3: one or two epochs without a gain are often chance."""
     lr: float = 1e-4
     """Peak learning rate of the backbone, as in the released study."""
     classifier_lr: float = 1e-3
@@ -121,9 +144,53 @@ class FinetuneConfig(CropsConfig):
     """Share of the steps over which the learning rates rise, so that a fresh classifier does not upset the backbone."""
     clip: float = 1.0
     """Largest gradient norm: 1, the usual bound where pretrained weights must not be thrown far at once."""
+    class_weights: bool = True
+    """Whether each class weighs the same in the loss, whatever its number of crops. True, because balanced accuracy,
+    by which the epoch is chosen, counts them so; false gives probabilities as frequent as the classes are."""
     mirror: bool = False
-    """Also train on mirrored crops. False, because a mirrored tooth 11 is a tooth 21."""
-    workers: int = 2
-    """Processes that read and augment crops; they change nothing but speed. 0: none."""
+    """Also train on mirrored crops. False, because a mirrored tooth 11 is a tooth 21; true suits a label that a mirror
+    does not change, such as tooth_type."""
     seed: int = 0
-    """Seed of the split, the classifier, the order and the augmentation."""
+    """Seed of the folds, the classifier, the order, the augmentation and the bootstrap."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainingConfig):
+    """Full fine-tuning end to end, tested on patients that it has not seen."""
+
+    label: str
+    """The label to learn."""
+    query: list[str] | None = None
+    """Shard folders of other patients, to test on after training on --shards. Left out: --folds."""
+    folds: int = 5
+    """Cross-validation: the patients of --shards are dealt into so many folds, each with all classes as far as that
+    goes, and each fold is tested by a model trained on the others. Five: the usual compromise of variance and time."""
+    draws: int = 1000
+    """Bootstrap draws of patients for the 95 % intervals: more hardly move their ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveConfig(TrainingConfig):
+    """What pretraining buys: the score by the number of labels, beside training from scratch and raw pixels."""
+
+    label: str
+    """The label to learn."""
+    query: list[str] | None = None
+    """Shard folders of other patients, to test on after learning from those of --shards. Left out: --test."""
+    test: float = 0.3
+    """Share of the patients to test on where --query is left out; the same ones for every point. 0.3 is the split of
+    this project's figures on real crops."""
+    fractions: tuple[float, ...] = (0.01, 0.05, 0.1, 1.0)
+    """Shares of the labels to learn from, by whole patients: from what a reader labels in an hour to all there are."""
+    draws: int = 3
+    """Random choices of patients for each share under 1: three show how much it matters which ones are labelled."""
+    min_steps: int = 200
+    """As for finetune; 200, so that training from scratch on few crops is not cut short."""
+    neighbours: int = 10
+    """k of k-NN, as for knn."""
+    l2: tuple[float, ...] = LinearConfig.l2
+    """Strengths of the linear probe, as for linear."""
+
+    def from_scratch(self) -> "CurveConfig":
+        """The same, with a backbone that learns as fast as the classifier, as both start from nothing."""
+        return replace(self, lr=self.classifier_lr)

@@ -1,4 +1,4 @@
-"""The weights in forms that other programs read: arrays of features, and a folder that timm loads."""
+"""The weights in forms that other programs read: arrays of features, and a folder for timm and ONNX with its card."""
 
 import copy
 import json
@@ -11,8 +11,11 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from downstream.card import model_card
 from downstream.config import CropsConfig, DownstreamError, WeightsConfig
-from downstream.crops import embed_crops, find_crops
+from downstream.crops import find_crops
+from downstream.features import embed_crops
+from downstream.onnx_export import EXTRA, missing_packages, write_onnx
 from downstream.weights import Weights
 from pretrain.backbones import Backbone, release_of
 from pretrain.checkpoint import replace_atomically
@@ -21,7 +24,7 @@ from pretrain.checkpoint import replace_atomically
 def embed(config: CropsConfig, weights: Weights) -> dict[str, Any]:
     """Write `features.npy`, float32 [N, C], and `keys.txt`, the id of each row, one a line."""
     crops = find_crops(config.shards, [])
-    features = embed_crops(crops, weights, config.batch_size)
+    features = embed_crops(crops, weights, config)
     out = Path(config.out)
     replace_atomically(out / "features.npy", lambda file: np.save(file, features))
     replace_atomically(out / "keys.txt", lambda file: file.write("".join(f"{key}\n" for key in crops.keys).encode()))
@@ -32,7 +35,8 @@ def export(config: WeightsConfig, weights: Weights) -> dict[str, Any]:
     """Write `model.safetensors` and `config.json`, which `timm.create_model("local-dir:OUT", pretrained=True)` loads.
 
     What timm then gives is the list of feature maps; the last one averaged over space is the backbone's output. The
-    folder is loaded again and compared with the backbone. Raises DownstreamError unless every bit is equal.
+    folder is loaded again and compared with the backbone. Raises DownstreamError unless every bit is equal. Beside them
+    `model.onnx`, compared too (see write_onnx), unless packages for it are missing, and the card `README.md`.
     """
     model = copy.deepcopy(weights.model).to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     release = release_of(weights.backbone)
@@ -40,6 +44,8 @@ def export(config: WeightsConfig, weights: Weights) -> dict[str, Any]:
     options = {"in_chans": 1, "num_classes": 0, **(release.options if release else {})}
     plain = timm.create_model(timm_name, pretrained=False, **options)
     out = Path(config.out)
+    for name in ("model.onnx", "README.md"):
+        (out / name).unlink(missing_ok=True)  # of an earlier export: it would be beside other weights
     content = save(plain_keys(model, list(plain.state_dict()), weights.backbone))
     replace_atomically(out / "model.safetensors", lambda file: file.write(content))
     text = json.dumps(timm_config(timm_name, plain.pretrained_cfg, options, weights), indent=2)
@@ -49,11 +55,16 @@ def export(config: WeightsConfig, weights: Weights) -> dict[str, Any]:
     except DownstreamError:
         (out / "config.json").unlink()  # so that nobody loads what was found wrong
         raise
+    missing = missing_packages()
+    onnx = None if missing else write_onnx(model, weights.backbone, weights.size, out / "model.onnx")
+    card = model_card(weights, onnx)
+    replace_atomically(out / "README.md", lambda file: file.write(card.encode()))
     return {
         "load": 'timm.create_model("local-dir:OUT", pretrained=True)',
         "max_difference": difference,
         "megabytes": round(len(content) / 1e6, 2),
         "timm": timm.__version__,
+        "onnx": onnx or {"file": None, "missing": missing, "remedy": EXTRA},
     }
 
 

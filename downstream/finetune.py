@@ -1,206 +1,223 @@
-"""Full fine-tuning end to end, as the released study did: the backbone slowly, a new classifier faster."""
+"""Full fine-tuning as a study: trained and tested on disjoint patients, every crop tested once."""
 
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
-from augment import MultiCrop, ViewConfig, fit, stacked
+from downstream import metrics, page
+from downstream.classifier import predict, train_classifier
 from downstream.config import DownstreamError, FinetuneConfig
 from downstream.crops import Crops, find_crops
+from downstream.folds import Fold, doubts, split
 from downstream.weights import Weights
-from pretrain.batches import normalised
 from pretrain.checkpoint import replace_atomically
-from pretrain.evaluate import balanced_accuracy
-from pretrain.precision import resolve_precision
-from pretrain.schedules import warmup_cosine
+from pretrain.precision import resolve_precision, resolve_threads
 
-Draw = tuple[int, int]  # epoch and number of a crop
+PLACES = ("checkpoint", "out", "shards", "query", "patient")
+"""Settings that tell the user's folders or how files in them are named: they are in no written file."""
+IDLE = ("workers", "draws")
+"""Settings that no fold's predictions depend on."""
 
 
-def finetune(config: FinetuneConfig, weights: Weights) -> dict[str, Any]:
-    """Train on some patients, validate on others; write `model.pth`, the state of Sequential(backbone, Linear).
+@contextlib.contextmanager
+def processes() -> Iterator[Accelerator]:
+    """The processes that a launcher started, as one group, or this one alone; the group is ended on the way out."""
+    # Accelerate starts several CPU processes as one group only if it is told that there is no accelerator.
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=on_cpu)
+    if accelerator.num_processes > 1:
+        torch.set_num_threads(resolve_threads(None, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    try:
+        yield accelerator
+    finally:  # a gloo group left to the interpreter's end sometimes aborts
+        accelerator.end_training()
 
-    What is reported and written is the model after the last epoch, not the best one: choosing it by these very
-    patients would flatter it.
+
+def finetune(config: FinetuneConfig, weights: Weights, accelerator: Accelerator) -> dict[str, Any]:
+    """Train and test every fold, and score the predictions of all together; called on every process alike.
+
+    The main process writes `fold-N.pth` (the state of Sequential(backbone, Linear)), `predictions.csv`, `mistakes.png`
+    and `report.html`. A fold that an earlier try of the same command finished is not trained again. Raises
+    DownstreamError for crops that cannot be split so, or that training diverges on.
     """
     crops = find_crops(config.shards, [config.label], config.query)
-    held = crops.query if config.query else held_out(crops.patients, config.holdout, config.seed)
     classes, codes = np.unique(crops.labels[config.label], return_inverse=True)
     if len(classes) < 2:
         raise DownstreamError(f"every crop has {config.label} '{classes[0]}': there is nothing to learn")
-    train, valid = np.flatnonzero(~held), np.flatnonzero(held)
-    views = LabelledViews(crops, codes, weights.size, config)
-    epochs = [shuffled(train, epoch, config) for epoch in range(config.epochs)]
+    folds = split(config, crops, codes, classes)
+    remarks = doubts(config, crops, codes, classes, folds)
+    for remark in remarks if accelerator.is_main_process else ():
+        print(f"warning: {remark}", file=sys.stderr)
 
-    tuner = Tuner(config, weights, class_weights(codes[train], len(classes)), sum(map(len, epochs)))
-    curve: list[dict[str, Any]] = []
-    with tqdm(total=tuner.total, unit="step", dynamic_ncols=True) as bar:
-        for epoch, batches in enumerate(epochs):
-            losses = []
-            for images, targets in views.loader(batches):
-                losses.append(tuner.step(images, targets))
-                bar.update()
-            predicted = np.concatenate([tuner.predict(images) for images, _ in views.loader(in_order(valid, config))])
-            score = round(balanced_accuracy(codes[valid], predicted), 4)
-            curve.append({"epoch": epoch + 1, "loss": float(np.mean(losses)), "balanced_accuracy": score})
-            bar.set_postfix_str(f"validation {score:.3f}")
+    probabilities = np.full((len(crops), len(classes)), np.nan)
+    number = np.zeros(len(crops), int)
+    results = []
+    for n, fold in enumerate(folds, start=1):
+        result = _result(n, fold, config, weights, crops, codes, len(classes), accelerator)
+        found = np.array(result.pop("probabilities"))
+        probabilities[fold.test], number[fold.test] = found, n
+        result = {"fold": n, "scores": _rounded(metrics.scores(codes[fold.test], found)), **result}
+        result |= {name: _counts(crops, indices) for name, indices in asdict(fold).items()}
+        results.append(result)
+        if accelerator.is_main_process:
+            remaining = round(sum(r["seconds"] for r in results) / n * (len(folds) - n))
+            print(
+                f"fold {n}/{len(folds)}: balanced accuracy {result['scores']['balanced_accuracy']:.3f} on "
+                f"{result['test']['patients']} patients, epoch {result['best_epoch']} of {len(result['curve'])} made, "
+                f"{result['seconds']} s" + (f"; about {remaining} s to go" if n < len(folds) else ""),
+                flush=True,
+            )
 
-    state = {key: tensor.detach().cpu().contiguous() for key, tensor in tuner.model.state_dict().items()}
-    replace_atomically(Path(config.out) / "model.pth", lambda file: torch.save(state, file))
-    confusion = np.zeros((len(classes), len(classes)), int)
-    np.add.at(confusion, (codes[valid], predicted), 1)
-    recall = [round(int(row[i]) / int(row.sum()), 4) if row.any() else None for i, row in enumerate(confusion)]
+    tested = np.flatnonzero(number)
+    truth, found, patients = codes[tested], probabilities[tested], crops.patients[tested]
+    measured = _measured(config, classes, truth, found, patients)
+    measured |= {
+        "folds": results,
+        "precision": resolve_precision("auto", accelerator.device).name,
+        "processes": accelerator.num_processes,
+        "warnings": remarks,
+        "settings": {name: value for name, value in asdict(config).items() if name not in PLACES},
+    }
+    if accelerator.is_main_process:
+        out = Path(config.out)
+        table = _table(crops, tested, number, classes, codes, found)
+        replace_atomically(out / "predictions.csv", lambda file: file.write(table.encode()))
+        page.write(out, measured, page.worst(crops, tested, classes, truth, found))
+        for n in range(1, len(folds) + 1):
+            (out / f"fold-{n}.json").unlink(missing_ok=True)
+    return measured
+
+
+def _result(
+    n: int,
+    fold: Fold,
+    config: FinetuneConfig,
+    weights: Weights,
+    crops: Crops,
+    codes: np.ndarray,
+    classes: int,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """Fold `n`, from an earlier try of the same command or trained now: probabilities, curve, best_epoch, seconds."""
+    path = Path(config.out) / f"fold-{n}.pth"
+    identity = _identity(fold, config, weights, crops, codes, accelerator.num_processes)
+    held: list[Any] = [_earlier(path, identity) if accelerator.is_main_process else None]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(held)
+    if held[0]:
+        if accelerator.is_main_process:
+            print(f"fold {n} is done already")
+        return dict(held[0])
+    began = time.monotonic()
+    trained = train_classifier(
+        weights.model,
+        weights,
+        crops,
+        codes,
+        classes,
+        fold.train,
+        fold.validation,
+        config,
+        accelerator,
+        f"fold {n}",
+    )
+    found = predict(trained.model, weights, crops, fold.test, config, accelerator)
+    result = {
+        "file": path.name,
+        "best_epoch": trained.best_epoch,
+        "curve": trained.curve,
+        "probabilities": found.tolist(),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    if accelerator.is_main_process:
+        state = {key: tensor.detach().cpu().contiguous() for key, tensor in trained.model.state_dict().items()}
+        replace_atomically(path, lambda file: torch.save(state, file))
+        kept = json.dumps({"identity": identity, **result})
+        replace_atomically(path.with_suffix(".json"), lambda file: file.write(kept.encode()))
+    return result
+
+
+def _identity(fold: Fold, config: FinetuneConfig, weights: Weights, crops: Crops, codes: np.ndarray, ranks: int) -> str:
+    """A digest of all that a fold's predictions depend on."""
+    settings = {name: value for name, value in asdict(config).items() if name not in (*PLACES, *IDLE)}
+    digest = hashlib.sha256(json.dumps([settings, weights.stated(), crops.keys, ranks]).encode())
+    for indices in (codes, fold.train, fold.validation, fold.test):
+        digest.update(indices.astype(np.int64).tobytes() + b"|")
+    for tensor in weights.model.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _earlier(path: Path, identity: str) -> dict[str, Any] | None:
+    """What an earlier try kept of this very fold beside its weights; None where it did not get so far."""
+    try:
+        kept = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not path.is_file() or not isinstance(kept, dict) or kept.pop("identity", "") != identity:
+        return None
+    return kept
+
+
+def _measured(
+    config: FinetuneConfig, classes: np.ndarray, truth: np.ndarray, found: np.ndarray, patients: np.ndarray
+) -> dict[str, Any]:
+    bounds = metrics.intervals(truth, found, patients, config.draws, config.seed)
+    values = _rounded(metrics.scores(truth, found))
+    scores = {
+        name: {"value": value, **_rounded(dict(zip(("low", "high"), bounds[name], strict=True)))}
+        for name, value in values.items()
+    }
+    names = [str(name) for name in classes]
     return {
         "label": config.label,
-        "classes": classes.tolist(),
-        "balanced_accuracy": curve[-1]["balanced_accuracy"],
-        "chance": round(1 / len(np.unique(codes[valid])), 4),
-        "recall": dict(zip(classes.tolist(), recall, strict=True)),
-        "confusion": confusion.tolist(),
+        "protocol": "query" if config.query else f"{config.folds} patient-disjoint, stratified folds",
+        "crops": len(truth),
+        "patients": len(np.unique(patients)),
+        "classes": names,
+        "scores": scores,
+        "interval": f"95 %, percentiles of {config.draws} bootstrap draws of patients",
+        "chance": round(1 / len(np.unique(truth)), 4),
+        "by_class": dict(zip(names, map(_rounded, metrics.by_class(truth, found, patients)), strict=True)),
+        "confusion": metrics.confusion(truth, found.argmax(1), len(classes)).tolist(),
         "confusion_axes": "rows are the truth, columns what was predicted, both in the order of `classes`",
-        "curve": curve,
-        "train": {"crops": len(train), "patients": len(np.unique(crops.patients[train]))},
-        "validation": {"crops": len(valid), "patients": len(np.unique(crops.patients[valid]))},
-        "precision": tuner.precision,
     }
 
 
-class Tuner:
-    """Backbone, new classifier, optimiser and schedule; one step at a time."""
-
-    def __init__(self, config: FinetuneConfig, weights: Weights, balance: Tensor, total: int) -> None:
-        self.weights, self.total, self.done = weights, total, 0
-        self.warmup, self.clip = round(config.warmup * total), config.clip
-        self.device = next(weights.model.parameters()).device
-        torch.manual_seed(config.seed)
-        classifier = nn.Linear(weights.model.num_features, len(balance)).to(self.device)
-        self.model = nn.Sequential(weights.model, classifier)
-        self.balance = balance.to(self.device)
-        self.precision = resolve_precision("auto", self.device).mixed
-        groups = [
-            {"params": weights.model.parameters(), "peak": config.lr, "weight_decay": config.weight_decay},
-            {"params": classifier.parameters(), "peak": config.classifier_lr, "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups)
-
-    def step(self, images: Tensor, targets: Tensor) -> float:
-        """One step on images [B, H, W] and classes [B]; returns the loss. Raises DownstreamError if it diverged."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = warmup_cosine(self.done, self.total, self.warmup, group["peak"], 0.0)
-        self.model.train()
-        loss = F.cross_entropy(self._logits(images), targets.to(self.device), weight=self.balance)
-        if not torch.isfinite(loss):
-            raise DownstreamError(f"the loss is {loss.item()} at step {self.done}: lower --lr and --classifier_lr")
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.done += 1
-        return loss.item()
-
-    @torch.no_grad()
-    def predict(self, images: Tensor) -> np.ndarray:
-        """Classes [B] of images [B, H, W]."""
-        self.model.eval()
-        return self._logits(images).argmax(1).cpu().numpy()
-
-    def _logits(self, images: Tensor) -> Tensor:
-        images = normalised(images.to(self.device).unsqueeze(1), self.weights.mean, self.weights.std)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.model(images).float()
+def _rounded(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: (round(value, 4) if math.isfinite(value) else None) if isinstance(value, float) else value
+        for name, value in values.items()
+    }
 
 
-class LabelledViews(Dataset[tuple[np.ndarray, int]]):
-    """(epoch, crop) -> [H, W] and class: a view drawn from (seed, epoch, crop), or resized where epoch is -1."""
-
-    def __init__(self, crops: Crops, codes: np.ndarray, size: tuple[int, int], config: FinetuneConfig) -> None:
-        self.crops, self.codes, self.size = crops, codes, size
-        self.seed, self.workers = config.seed, config.workers
-        self.view = MultiCrop(mild_views(size, config.mirror))
-
-    def __getitem__(self, draw: Draw) -> tuple[np.ndarray, int]:
-        epoch, i = draw
-        image = self.crops.image(i)
-        shown = fit(image, self.size) if epoch < 0 else self.view(image, (self.seed, epoch, i))[0]
-        return shown, int(self.codes[i])
-
-    def loader(self, batches: list[list[Draw]]) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Batches of images [B, H, W], as `stacked`, and classes [B]."""
-        loader = DataLoader(
-            self,
-            batch_sampler=batches,
-            num_workers=self.workers,
-            collate_fn=_stack,
-            worker_init_fn=_single_threaded,
-        )
-        return cast("DataLoader[tuple[Tensor, Tensor]]", loader)
+def _counts(crops: Crops, indices: np.ndarray) -> dict[str, int]:
+    return {"crops": len(indices), "patients": len(np.unique(crops.patients[indices]))}
 
 
-def mild_views(size: tuple[int, int], mirror: bool) -> ViewConfig:
-    """One view that keeps what a label may hang on: nearly the whole crop, upright, sharp, its grays moved a little."""
-    return ViewConfig(
-        global_size=size,
-        global_count=1,
-        local_count=0,
-        global_scale=(0.8, 1.0),
-        mirror_probability=0.5 if mirror else 0.0,
-        aspect_jitter=0.1,
-        brightness=(-0.1, 0.1),
-        contrast=(0.8, 1.25),
-        gamma=(0.8, 1.25),
-        shear=0.04,
-        blur_probability=0.1,
-        motion_probability=0.0,
-        noise_probability=0.1,
-        local_contrast_probability=0.0,
-        sharpen_probability=0.1,
-        border_probability=0.0,
-        text_probability=0.0,
-    )
-
-
-def held_out(patients: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Which crops validate, bool [N]: all those of a random `share` of the patients, at least one and not all."""
-    unique = np.random.default_rng(seed).permutation(np.unique(patients))
-    held = max(1, round(share * len(unique)))
-    if held >= len(unique):
-        raise DownstreamError(
-            f"{len(unique)} patients cannot be split with --holdout {share}: "
-            "pack more, or tell `pack` with --patient how to read them"
-        )
-    return np.isin(patients, unique[:held])
-
-
-def class_weights(codes: np.ndarray, classes: int) -> Tensor:
-    """float32 [K]: N / (K n_k), so that every class weighs the same in the loss whatever its number of crops."""
-    return torch.from_numpy(len(codes) / (classes * np.bincount(codes, minlength=classes).clip(1))).float()
-
-
-def shuffled(crops: np.ndarray, epoch: int, config: FinetuneConfig) -> list[list[Draw]]:
-    """Full batches in the order of (seed, epoch); the few crops that remain (others each epoch) are left out."""
-    draws = [(epoch, int(i)) for i in np.random.default_rng([config.seed, epoch]).permutation(crops)]
-    size = min(config.batch_size, len(draws))
-    return [draws[i : i + size] for i in range(0, len(draws) - size + 1, size)]
-
-
-def in_order(crops: np.ndarray, config: FinetuneConfig) -> list[list[Draw]]:
-    """Every crop once, to validate."""
-    draws = [(-1, int(i)) for i in crops]
-    return [draws[i : i + config.batch_size] for i in range(0, len(draws), config.batch_size)]
-
-
-def _stack(samples: list[tuple[np.ndarray, int]]) -> tuple[Tensor, Tensor]:
-    images, codes = zip(*samples, strict=True)
-    return torch.from_numpy(stacked(images)), torch.tensor(codes)
-
-
-def _single_threaded(_worker: int) -> None:
-    cv2.setNumThreads(0)  # the workers themselves are the parallelism
-    torch.set_num_threads(1)
+def _table(
+    crops: Crops, tested: np.ndarray, number: np.ndarray, classes: np.ndarray, codes: np.ndarray, found: np.ndarray
+) -> str:
+    """One line a tested crop: its ids, fold, true and predicted class, and the probability of every class."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(["key", "patient", "fold", "truth", "predicted", *(f"p({name})" for name in classes)])
+    for i, row in zip(tested, found, strict=True):
+        ids = [crops.keys[i], crops.patients[i], number[i]]
+        lines.writerow([*ids, classes[codes[i]], classes[row.argmax()], *(f"{p:.6g}" for p in row)])
+    return text.getvalue()

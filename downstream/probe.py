@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from downstream.config import DownstreamError, KnnConfig, LinearConfig, ProbeConfig
-from downstream.crops import feature_sets, find_crops
+from downstream.crops import find_crops
+from downstream.features import feature_sets
 from downstream.weights import Weights, best_device
 from pretrain.evaluate import balanced_accuracy, knn_predict, patient_folds, unit
 
@@ -38,7 +39,7 @@ def linear(config: LinearConfig, weights: Weights) -> dict[str, Any]:
 
 def _probe(config: ProbeConfig, weights: Weights, classify: Classify, cosine: bool) -> dict[str, Any]:
     crops = find_crops(config.shards, config.label, config.query)
-    features = feature_sets(crops, weights, config.seed, config.batch_size)
+    features = feature_sets(crops, weights, config, config.seed)
     if cosine:  # but of a size, length is half of what there is to know
         features = {name: values if name == "size" else unit(values) for name, values in features.items()}
     scores = {}

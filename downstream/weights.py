@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from downstream.config import DownstreamError, WeightsConfig
-from pretrain.backbones import RELEASED, Backbone, build_backbone, check_view_size
-from pretrain.checkpoint import load_combined, read_combined
+from downstream.zoo import Identified, identify
+from pretrain.backbones import Backbone, build_backbone, check_view_size
+from pretrain.checkpoint import CheckpointError
+from pretrain.combined import backbone_of, fill, read_combined
 
 ASSUMED: dict[str, Any] = {"size": (320, 240), "mean": 0.5, "std": 0.25}
 """Where no facts lie beside a checkpoint: the release's size and this project's scaling."""
@@ -26,37 +28,48 @@ class Weights:
     std: float
     assumed: tuple[str, ...]  # which of these nobody stated
     facts: dict[str, Any]  # all that lies beside the checkpoint, {} if nothing does: for the model card
+    loaded: str  # what was loaded from which file, for the terminal: it may show a name
+    release: Identified | None  # which published file it is
 
     def stated(self) -> dict[str, Any]:
-        """The convention, JSON-ready, for metrics.json."""
+        """The convention, and the published file if it is one, JSON-ready, for metrics.json."""
         names = ("backbone", "size", "mean", "std", "assumed")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | ({"release": str(self.release)} if self.release else {})
 
 
 def load_weights(config: WeightsConfig) -> Weights:
     """Build the backbone and load the checkpoint into it, strictly.
 
-    Options win over the facts beside the checkpoint, facts over inference and `ASSUMED`. Raises DownstreamError,
-    CheckpointError or BackboneError in one line.
+    Options win over the facts beside the checkpoint, these over what a resume checkpoint says of its run, and that over
+    the keys and `ASSUMED`. Raises DownstreamError, CheckpointError or BackboneError in one line; also where a file
+    has the name of a published one, no facts beside it, and is another.
     """
     checkpoint = Path(config.checkpoint)
-    known: dict[str, Any] = read_facts(checkpoint.with_suffix(".json"))
+    facts = read_facts(checkpoint.with_suffix(".json"))
+    stored = read_combined(checkpoint, config.network)
+    published = None if facts else identify(checkpoint)
+    known = stored.stated | facts
     known |= {name: value for name in ("backbone", *ASSUMED) if (value := getattr(config, name)) is not None}
-    assumed = tuple(name for name in ASSUMED if name not in known)
-    name = known.get("backbone") or infer_backbone(checkpoint)
+    try:
+        name = known["backbone"] if "backbone" in known else backbone_of(stored)
+    except CheckpointError as error:
+        beside = checkpoint.with_suffix(".json").name
+        raise DownstreamError(f"{error} with --backbone, or put its facts beside it as {beside}") from None
     model = build_backbone(name)
-    load_combined(checkpoint, model)
+    loaded = fill(stored, model)
     convention = ASSUMED | {k: v for k, v in known.items() if k in ASSUMED}
     height, width = convention["size"]
     check_view_size(model, name, (height, width))
     return Weights(
-        to_device(model).eval(),
-        name,
-        (height, width),
-        float(convention["mean"]),
-        float(convention["std"]),
-        assumed,
-        read_json(checkpoint.with_suffix(".json")),
+        model=to_device(model).eval(),
+        backbone=name,
+        size=(height, width),
+        mean=float(convention["mean"]),
+        std=float(convention["std"]),
+        assumed=tuple(name for name in ASSUMED if name not in known),
+        facts=read_json(checkpoint.with_suffix(".json")),
+        loaded=f"{published or checkpoint.name}: {name}, {loaded}",
+        release=published,
     )
 
 
@@ -81,18 +94,6 @@ def read_facts(path: Path) -> dict[str, Any]:
             f"the facts in {path} cannot be read ({type(error).__name__}: {error}): "
             "copy them again, or remove the file and give --backbone, --size, --mean and --std"
         ) from error
-
-
-def infer_backbone(checkpoint: Path) -> str:
-    """The released backbone whose keys and shapes the checkpoint has. Raises DownstreamError if it is none of them."""
-    wanted = {key: tensor.shape for key, tensor in read_combined(checkpoint)[0].items()}
-    for name in RELEASED:
-        if wanted == {key: tensor.shape for key, tensor in build_backbone(name).state_dict().items()}:
-            return name
-    raise DownstreamError(
-        f"{checkpoint} is none of the released backbones ({', '.join(RELEASED)}) and has no facts beside it "
-        f"({checkpoint.with_suffix('.json').name}): name its timm model with --backbone"
-    )
 
 
 def to_device(model: Backbone) -> Backbone:

@@ -1,106 +1,25 @@
-"""The weights in use: k-NN, linear probe, fine-tuning, embeddings, export; on small real shards and checkpoints."""
+"""The weights in use: k-NN, linear probe, embeddings, export; on small real shards and checkpoints."""
 
-import csv
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import timm
 import torch
+from crops_fixture import SIZE, TINY, mistake, run, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.spatial.distance import cdist
-from torch import nn
 
-from augment import MultiCrop, fit
-from data_shards.pack import PackConfig, pack
+from augment import fit
 from data_shards.shard_set import ShardSet
 from downstream import export, probe
-from downstream.__main__ import main
-from downstream.finetune import class_weights, held_out, mild_views
-from pretrain import build_backbone, proj_head, save_combined
+from pretrain import build_backbone
 from pretrain.backbones import RELEASED
-from pretrain.batchnorm import calibrate_batchnorm
-from pretrain.evaluate import balanced_accuracy, knn_over_folds, unit
-
-SIZE = (64, 48)
-TINY = "test_resnet"  # of timm's own test models
-
-
-def draw(rng, striped):
-    """A crop of noise with fine stripes across, or blotches: two classes that any convolution tells apart."""
-    noise = rng.normal(size=(64, 48))
-    if striped:
-        texture = 2 * np.sin(np.arange(64) * np.pi / 2 + rng.uniform(0, 7))[:, None] + 0.3 * noise
-    else:
-        texture = cv2.GaussianBlur(noise, (0, 0), 4) * 12
-    return np.clip(128 + rng.uniform(-15, 15) + 40 * texture, 0, 255).astype(np.uint8)
-
-
-@pytest.fixture(scope="session")
-def shards(tmp_path_factory):
-    """Shards of 20 patients with 6 crops each, a third of the patients held out.
-
-    `finding` is planted (stripes or not), `category` is a coin's, `grade` is carried by half of the crops.
-    """
-    folder = tmp_path_factory.mktemp("crops")
-    (folder / "images").mkdir()
-    rng = np.random.default_rng(0)
-    rows = []
-    for patient in range(20):
-        for i in range(6):
-            name = f"p{patient:02}-{i}.png"
-            cv2.imwrite(str(folder / "images" / name), draw(rng, i % 3 == 0))
-            row = {"image": name, "x0": 0, "y0": 0, "x1": 48, "y1": 64}
-            row |= {"finding": "stripes" if i % 3 == 0 else "blotches"}
-            rows.append(row | {"category": rng.choice(["heads", "tails"]), "grade": "one" if i < 3 else ""})
-    with (folder / "boxes.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
-    out = tmp_path_factory.mktemp("packed") / "shards"
-    pack(PackConfig([folder], out, patient=r"p(\d+)-", key=b"0" * 32, holdout=0.3, margin=0, quiet=True))
-    return out
-
-
-def written(path, name=TINY, size=SIZE):
-    """A combined checkpoint of random weights at `path`, with the facts that matter beside it."""
-    torch.manual_seed(3)
-    backbone = build_backbone(name)
-    rng = np.random.default_rng(3)
-    images = np.stack([fit(draw(rng, i % 3 == 0), size) for i in range(16)])
-    calibrate_batchnorm(backbone, images, 0.4, 0.2, 16)  # buffers as after training
-    save_combined(path, backbone, proj_head(backbone.num_features, 16))
-    facts = {"backbone": name, "input": {"size": list(size), "mean": 0.4, "std": 0.2}}
-    path.with_suffix(".json").write_text(json.dumps(facts))
-    return path
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
-    return written(tmp_path_factory.mktemp("weights") / "tiny.pth")
-
-
-def run(command, checkpoint, out, *options):
-    main([command, "--checkpoint", str(checkpoint), "--out", str(out), *map(str, options)])
-    return json.loads((Path(out) / "metrics.json").read_text())
-
-
-def mistake(capsys, *arguments):
-    """The one line that a command ends with; exit 2."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in arguments])
-    said = capsys.readouterr().err.splitlines()
-    assert stop.value.code == 2
-    assert sum(line.startswith("error: ") for line in said) == 1
-    assert "Traceback" not in "\n".join(said)
-    return said[-1]
-
+from pretrain.evaluate import knn_over_folds, unit
 
 # k-NN and the linear probe
 
@@ -206,91 +125,6 @@ def test_the_linear_probe_does_not_depend_on_the_features_scale():
     scaled = features * [1, 1e-3, 1e3, 7, 1] + [5, 0, -1e3, 0, 0]
     first = probe.fit_predict(features[:60], labels[:60], features[60:], 0.01)
     assert list(first) == list(probe.fit_predict(scaled[:60], labels[:60], scaled[60:], 0.01))
-
-
-# Fine-tuning
-
-
-@pytest.fixture(scope="session")
-def tuned(shards, checkpoint, tmp_path_factory):
-    out = tmp_path_factory.mktemp("tuned")
-    options = ("--epochs", 3, "--batch_size", 14, "--lr", 1e-3, "--workers", 2, "--clip", 5)
-    return out, run("finetune", checkpoint, out, "--shards", shards, "--label", "finding", *options), options
-
-
-def test_finetuning_learns_a_planted_signal(tuned, shards):
-    _, metrics, _ = tuned
-    assert metrics["balanced_accuracy"] == metrics["curve"][-1]["balanced_accuracy"] > 0.9
-    assert [c["epoch"] for c in metrics["curve"]] == [1, 2, 3]
-    assert metrics["curve"][-1]["loss"] < metrics["curve"][0]["loss"]
-    assert metrics["classes"] == ["blotches", "stripes"]
-    assert metrics["train"]["crops"] + metrics["validation"]["crops"] == len(ShardSet(shards))
-    confusion = np.array(metrics["confusion"])
-    assert confusion.sum() == metrics["validation"]["crops"]
-    recall = confusion.diagonal() / confusion.sum(1)
-    assert list(metrics["recall"].values()) == pytest.approx(list(recall), abs=1e-4)
-    assert metrics["balanced_accuracy"] == pytest.approx(recall.mean(), abs=1e-4)
-
-
-def test_the_tuned_weights_are_those_that_were_scored(tuned, shards):
-    out, metrics, _ = tuned
-    backbone = build_backbone(TINY)
-    model = nn.Sequential(backbone, nn.Linear(backbone.num_features, 2)).eval()
-    model.load_state_dict(torch.load(out / "model.pth", weights_only=True), strict=True)
-    samples = ShardSet(shards)
-    metas = [samples.meta(i) for i in range(len(samples))]
-    held = held_out(np.array([m["patient"] for m in metas]), 0.3, 0)
-    images = np.stack([fit(samples.image(int(i)), SIZE) for i in np.flatnonzero(held)])
-    with torch.no_grad():
-        codes = model((torch.from_numpy(images)[:, None] / 255 - 0.4) / 0.2).argmax(1).numpy()
-    truth = np.array([m["finding"] for m in metas])[held]
-    score = balanced_accuracy(truth, np.array(metrics["classes"])[codes])
-    assert score == pytest.approx(metrics["balanced_accuracy"], abs=0.05)  # bf16 may turn a close call
-
-
-def test_finetuning_repeats_and_does_not_depend_on_workers(tuned, shards, checkpoint, tmp_path):
-    _, metrics, options = tuned
-    again = run(
-        "finetune", checkpoint, tmp_path / "o", "--shards", shards, "--label", "finding", *options, "--workers", 0
-    )
-    assert again["curve"] == metrics["curve"]
-
-
-def test_finetuning_validates_on_the_query(shards, checkpoint, tmp_path):
-    options = ("--query", shards / "holdout", "--label", "finding", "--epochs", 1, "--workers", 0)
-    metrics = run("finetune", checkpoint, tmp_path / "o", "--shards", shards, *options)
-    assert metrics["train"]["crops"] == len(ShardSet(shards))
-    assert metrics["validation"]["crops"] == len(ShardSet(shards / "holdout"))
-
-
-@given(st.lists(st.integers(0, 12), min_size=4, max_size=40), st.floats(0.05, 0.95), st.integers(0, 9))
-def test_no_patient_is_on_both_sides(patients, share, seed):
-    patients = np.array(patients)
-    unique = len(np.unique(patients))
-    if max(1, round(share * unique)) >= unique:
-        with pytest.raises(ValueError, match="cannot be split"):
-            held_out(patients, share, seed)
-        return
-    held = held_out(patients, share, seed)
-    assert not set(patients[held]) & set(patients[~held])
-    assert len(np.unique(patients[held])) == max(1, round(share * unique))
-
-
-def test_classes_weigh_the_same():
-    codes = np.array([0] * 6 + [1] * 3 + [2])
-    weights = class_weights(codes, 4).numpy()
-    assert weights[:3] * np.bincount(codes) == pytest.approx(10 / 4)
-    assert np.isfinite(weights).all()
-
-
-@pytest.mark.parametrize(("mirror", "sides"), [(False, {True}), (True, {True, False})])
-def test_views_are_mirrored_only_when_asked(mirror, sides):
-    image = np.full((64, 48), 40, np.uint8)
-    image[:, :24] = 200
-    make = MultiCrop(mild_views(SIZE, mirror))
-    views = [make(image, (0, 0, i)) for i in range(40)]
-    assert all(len(v) == 1 and v[0].shape == SIZE for v in views)
-    assert {bool(v[0][:, :12].mean() > v[0][:, -12:].mean()) for v in views} == sides
 
 
 # Embeddings
@@ -427,9 +261,7 @@ def test_a_process_ends_with_one_line_and_exit_2(checkpoint, tmp_path):
     assert (len(ended.stderr.splitlines()), ended.stderr[:6]) == (1, "error:")
 
 
-def test_no_metrics_file_names_a_place(tuned, checkpoint, shards, tmp_path):
-    out, _, _ = tuned
-    assert str(out) not in (out / "metrics.json").read_text()
+def test_no_exported_file_names_a_place(checkpoint, tmp_path):
     run("export", checkpoint, tmp_path / "clinic")
     for name in ("metrics.json", "config.json"):
         assert "clinic" not in (tmp_path / "clinic" / name).read_text()

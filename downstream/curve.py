@@ -1,0 +1,264 @@
+"""Label efficiency: what a classifier reaches with few labels, from pretrained weights, from scratch, from pixels."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from matplotlib.figure import Figure
+
+from downstream.classifier import predict, train_classifier
+from downstream.config import CurveConfig, DownstreamError
+from downstream.crops import Crops, find_crops
+from downstream.features import feature_sets
+from downstream.folds import set_apart
+from downstream.probe import choose_l2, fit_predict
+from downstream.weights import Weights
+from pretrain.backbones import Backbone, build_backbone
+from pretrain.checkpoint import replace_atomically
+from pretrain.evaluate import balanced_accuracy, knn_predict, unit
+
+POINTS = "points.jsonl"
+ENOUGH = 10
+"""Patients from which on a share of them chooses the epoch and the L2 strength. Fewer are all needed to learn from: the
+last epoch and the middle strength count."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line of the curve: how it is learnt, from what, and how it is drawn."""
+
+    method: str  # finetune, linear or knn
+    source: str  # trained, random or pixels
+    label: str
+
+
+SERIES = (
+    Series("finetune", "trained", "fine-tuned from these weights"),
+    Series("finetune", "random", "trained from scratch"),
+    Series("linear", "trained", "linear probe on these weights"),
+    Series("linear", "random", "linear probe on random weights"),
+    Series("linear", "pixels", "linear probe on raw pixels"),
+    Series("knn", "trained", "k-NN on these weights"),
+    Series("knn", "pixels", "k-NN on raw pixels"),
+)
+COLOURS = {"trained": "#1f6fb4", "random": "#d9772b", "pixels": "#707070"}
+STYLES = {"finetune": "-", "linear": "--", "knn": ":"}
+
+
+class Subset(NamedTuple):
+    """Crops whose labels are known: the share asked for, the number of the draw, and their numbers."""
+
+    fraction: float
+    draw: int
+    crops: np.ndarray
+
+
+def curve(config: CurveConfig, weights: Weights, accelerator: Accelerator) -> dict[str, Any]:
+    """Balanced accuracy on the same tested patients for every share of the labels, draw and line of `SERIES`.
+
+    Patients are drawn whole, as a reader of radiographs would label them. Writes points.jsonl as it goes, from which
+    the same command continues, and curve.png. Raises DownstreamError where nothing can be learnt or tested.
+    """
+    if accelerator.num_processes > 1:
+        raise DownstreamError("the curve is made by one process: start it by `python -m downstream curve`")
+    crops = find_crops(config.shards, [config.label], config.query)
+    classes, codes = np.unique(crops.labels[config.label], return_inverse=True)
+    if len(classes) < 2:
+        raise DownstreamError(f"every crop has {config.label} '{classes[0]}': there is nothing to learn")
+    tested = crops.query if config.query else set_apart(codes, crops.patients, config.test, config.seed)
+    features = feature_sets(crops, weights, config, config.seed)
+    features = {kind: features[kind] for kind in ("trained", "random", "pixels")}
+    points = _Points(Path(config.out) / POINTS, config, weights, crops)
+    sizes: dict[str, list[dict[str, int]]] = {}
+    for subset in subsets(config, crops, codes, tested):
+        learn = Learner(config, weights, crops, codes, classes, features, tested, subset.crops, accelerator)
+        count = {"crops": len(subset.crops), "patients": len(np.unique(crops.patients[subset.crops]))}
+        sizes.setdefault(f"{subset.fraction:g}", []).append(count)
+        for series in SERIES:
+            score = points.of(series, subset, lambda series=series, learn=learn: learn.score(series))  # type: ignore[misc]
+            print(f"{subset.fraction:>7.1%} of labels, draw {subset.draw + 1}: {series.label:<32}{score:.3f}")
+    scores = points.table()
+    draw_curve(Path(config.out) / "curve.png", config, scores, sizes, 1 / len(np.unique(codes[tested])))
+    return {
+        "label": config.label,
+        "classes": classes.tolist(),
+        "chance": round(1 / len(np.unique(codes[tested])), 4),
+        "balanced_accuracy": scores,
+        "learnt_from": sizes,
+        "tested": {"crops": int(tested.sum()), "patients": len(np.unique(crops.patients[tested]))},
+    }
+
+
+def subsets(config: CurveConfig, crops: Crops, codes: np.ndarray, tested: np.ndarray) -> Iterator[Subset]:
+    """For every share and draw, the crops of as many patients, in random order, as carry that share of the labels.
+
+    Patients go on being drawn until there are two classes. Of the whole there is one draw.
+    """
+    known = np.flatnonzero(~tested)
+    for fraction in sorted(config.fractions):
+        for draw in range(config.draws if fraction < 1 else 1):
+            order = np.random.default_rng([config.seed, draw]).permutation(np.unique(crops.patients[known]))
+            rank = {patient: place for place, patient in enumerate(order)}
+            place = np.array([rank[patient] for patient in crops.patients[known]])
+            taken = np.bincount(place, minlength=len(order)).cumsum()
+            last = int(np.searchsorted(taken, fraction * len(known) - 1e-9))
+            while len(np.unique(codes[known[place <= last]])) < 2 and last < len(order):
+                last += 1
+            chosen = known[place <= last]
+            if len(np.unique(codes[chosen])) < 2:
+                raise DownstreamError("all patients that are not tested carry one class: there is nothing to learn")
+            yield Subset(fraction, draw, chosen)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Everything that a line needs to learn from one subset and to be tested."""
+
+    config: CurveConfig
+    weights: Weights
+    crops: Crops
+    codes: np.ndarray
+    classes: np.ndarray
+    features: dict[str, np.ndarray]
+    tested: np.ndarray
+    subset: np.ndarray
+    accelerator: Accelerator
+
+    def score(self, series: Series) -> float:
+        """Balanced accuracy on the tested patients."""
+        method: Callable[[str], np.ndarray] = getattr(self, series.method)
+        return round(balanced_accuracy(self.codes[self.tested], method(series.source)), 4)
+
+    def knn(self, source: str) -> np.ndarray:
+        """Predicted codes [M], by cosine."""
+        bank, queries = unit(self.features[source][self.subset]), unit(self.features[source][self.tested])
+        return knn_predict(bank, self.codes[self.subset], queries, self.config.neighbours)
+
+    def linear(self, source: str) -> np.ndarray:
+        """Predicted codes [M] of logistic regression, its strength chosen on validation patients."""
+        known, codes, patients = self.features[source][self.subset], self.codes[self.subset], self._patients
+        strength = sorted(self.config.l2)[len(self.config.l2) // 2]
+        if len(np.unique(patients)) >= ENOUGH:
+            strength = choose_l2(known, codes, patients, self.config.l2, self.config.seed)
+        return fit_predict(known, codes, self.features[source][self.tested], strength)
+
+    def finetune(self, source: str) -> np.ndarray:
+        """Predicted codes [M] of backbone and classifier trained end to end.
+
+        From scratch the backbone learns as fast as the classifier: both start from nothing.
+        """
+        config, backbone = self.config, self.weights.model
+        if source == "random":
+            config = config.from_scratch()
+            backbone = self._untrained()
+        held = np.zeros(len(self.subset), bool)
+        if len(np.unique(self._patients)) >= ENOUGH:
+            held = set_apart(self.codes[self.subset], self._patients, config.validation, config.seed)
+        trained = train_classifier(
+            backbone,
+            self.weights,
+            self.crops,
+            self.codes,
+            len(self.classes),
+            self.subset[~held],
+            self.subset[held],
+            config,
+            self.accelerator,
+            f"{len(self.subset)} crops",
+        )
+        tested = np.flatnonzero(self.tested)
+        return predict(trained.model, self.weights, self.crops, tested, config, self.accelerator).argmax(1)
+
+    @property
+    def _patients(self) -> np.ndarray:
+        return self.crops.patients[self.subset]
+
+    def _untrained(self) -> Backbone:
+        torch.manual_seed(self.config.seed)
+        return build_backbone(self.weights.backbone)
+
+
+class _Points:
+    """The scores so far, a line each; those of the same settings, weights and crops need not be measured again."""
+
+    def __init__(self, path: Path, config: CurveConfig, weights: Weights, crops: Crops) -> None:
+        settings = {k: v for k, v in asdict(config).items() if k not in ("out", "workers", "fractions", "draws")}
+        digest = hashlib.sha256(json.dumps([settings, weights.stated()], sort_keys=True).encode())
+        for tensor in weights.model.state_dict().values():
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        for source in crops.sets:
+            digest.update(source.checksum.encode())
+        self.path, self.run = path, digest.hexdigest()[:16]
+        self.known = {self._key(line): line["score"] for line in _lines(path) if line.get("run") == self.run}
+        self.asked: list[tuple[str, str, float, int]] = []
+
+    def of(self, series: Series, subset: Subset, measure: Callable[[], float]) -> float:
+        """The score of a line on a subset, measured if it is not known."""
+        line = {"run": self.run, **asdict(series), "fraction": subset.fraction, "draw": subset.draw}
+        key = self._key(line)
+        self.asked.append(key)
+        if key not in self.known:
+            self.known[key] = measure()
+            with self.path.open("a") as file:  # the line break first: the last line may be torn
+                file.write("\n" + json.dumps(line | {"score": self.known[key]}))
+        return self.known[key]
+
+    def table(self) -> dict[str, dict[str, list[float]]]:
+        """Scores of the draws, by line and share."""
+        found: dict[str, dict[str, list[float]]] = {}
+        for key in self.asked:
+            method, source, fraction, _ = key
+            found.setdefault(f"{method} {source}", {}).setdefault(f"{fraction:g}", []).append(self.known[key])
+        return found
+
+    @staticmethod
+    def _key(line: dict[str, Any]) -> tuple[str, str, float, int]:
+        return line["method"], line["source"], line["fraction"], line["draw"]
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:  # the last one, of a run that was killed
+                continue
+
+
+def draw_curve(
+    path: Path,
+    config: CurveConfig,
+    scores: dict[str, dict[str, list[float]]],
+    sizes: dict[str, list[dict[str, int]]],
+    chance: float,
+) -> None:
+    """Mean and range over the draws against the number of labelled crops, every line on the same axes."""
+    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    labels = {fraction: np.mean([count["crops"] for count in counts]) for fraction, counts in sizes.items()}
+    for series in SERIES:
+        by_share = scores[f"{series.method} {series.source}"]
+        x = [labels[fraction] for fraction in by_share]
+        mean = [np.mean(draws) for draws in by_share.values()]
+        colour = COLOURS[series.source]
+        axes.plot(x, mean, STYLES[series.method], marker="o", markersize=4, color=colour, label=series.label)
+        lowest, highest = ([f(draws) for draws in by_share.values()] for f in (min, max))
+        axes.fill_between(x, lowest, highest, color=colour, alpha=0.1, linewidth=0)
+    axes.axhline(chance, color="black", linewidth=0.8, alpha=0.4)
+    axes.text(1, chance, " chance", transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+    axes.set_xscale("log")
+    patients = {f: np.mean([count["patients"] for count in counts]) for f, counts in sizes.items()}
+    ticks = [f"{labels[f]:.0f}\n{float(f):.0%}\n{patients[f]:.0f}" for f in sizes]
+    axes.set_xticks(list(labels.values()), ticks)
+    axes.minorticks_off()
+    axes.set_xlabel("labelled crops; share of all; patients")
+    axes.set_ylabel(f"balanced accuracy, {config.label}")
+    axes.grid(alpha=0.2)
+    axes.legend(fontsize=8, frameon=False)
+    replace_atomically(path, lambda file: figure.savefig(file, format="png"))

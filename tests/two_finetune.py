@@ -1,0 +1,40 @@
+"""Called by test_finetune.py and started by it in two processes: what each step trains on and the loss it finds."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from downstream.classifier import plan, predict, train_classifier
+from downstream.config import FinetuneConfig
+from downstream.crops import find_crops
+from downstream.finetune import processes
+from downstream.labelled import shuffled
+from downstream.weights import load_weights
+
+
+def report(accelerator, shards, checkpoint):
+    options = {"batch_size": 8, "epochs": 1, "min_steps": 0, "workers": 0, "lr": 1e-3}
+    config = FinetuneConfig(checkpoint=str(checkpoint), out="", shards=[str(shards)], label="finding", **options)
+    weights = load_weights(config)
+    crops = find_crops(config.shards, [config.label])
+    codes = np.unique(crops.labels["finding"], return_inverse=True)[1]
+    train, rest, none = np.arange(34), np.arange(34, 41), np.array([], int)
+    batch = plan(len(train), config, accelerator.num_processes).batch
+    trained = train_classifier(weights.model, weights, crops, codes, 2, train, none, config, accelerator)
+    return {
+        "rank": accelerator.process_index,
+        "batches": [[i for _, i in draws] for draws in shuffled(train, 0, batch, config.seed, accelerator)],
+        "losses": trained.losses,
+        "weights": [float(tensor.double().sum()) for tensor in trained.model.state_dict().values()],
+        "probabilities": predict(trained.model, weights, crops, rest, config, accelerator).tolist(),
+    }
+
+
+if __name__ == "__main__":
+    out, shards, *checkpoints = sys.argv[1:]
+    with processes() as accelerator:
+        reports = [report(accelerator, shards, checkpoint) for checkpoint in checkpoints]
+    # A file each: what two processes print into one pipe may mix.
+    Path(out, f"report-{reports[0]['rank']}.json").write_text(json.dumps(reports))
