@@ -179,7 +179,8 @@ def test_timm_loads_the_export(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RELEASED)
 def test_timm_loads_the_export_of_every_release(name, tmp_path):
-    exported_alike(name, tmp_path, (320, 240))
+    # Not at (320, 240): statistics of crops blown up to that make some nets chaotic on the noise that ONNX is tried on.
+    exported_alike(name, tmp_path, SIZE)
 
 
 @pytest.mark.parametrize("damage", ["value", "key"])
