@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 import yaml
-from crops_fixture import SIZE, TINY, mistake, run, written
+from crops_fixture import SIZE, TINY, lively, mistake, run, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,30 +22,13 @@ from downstream import onnx_export
 from downstream.card import model_card
 from downstream.config import WeightsConfig
 from downstream.weights import load_weights
-from pretrain import build_backbone, proj_head, save_combined
+from pretrain import build_backbone
 from pretrain.backbones import RELEASED
-from pretrain.batchnorm import calibrate_batchnorm
 from pretrain.config import Config, DataConfig
 from pretrain.facts import weights_facts
 
 VIEWS = [(2, 320, 240), (1, 400, 304), (5, 64, 48)]  # batch, height and width; patches of 16 divide the sides
 ODD = [(3, 70, 54), (1, 65, 33)]
-
-
-def lively(path, name, size):
-    """A checkpoint in which nothing is 0 or tiny: fresh weights silence residual branches, which hides mistakes."""
-    torch.manual_seed(3)
-    backbone = build_backbone(name)
-    with torch.no_grad():
-        for parameter in backbone.parameters():
-            if parameter.numel() == max(parameter.shape):  # of a norm or a layer scale, or a bias
-                parameter += 0.1 + 0.4 * torch.rand_like(parameter)
-    images = np.random.default_rng(3).integers(0, 256, (4, 320, 240)).astype(np.uint8)
-    calibrate_batchnorm(backbone, images, 0.4, 0.2, 4)  # of small ones features of large ones grow beyond float32
-    save_combined(path, backbone, proj_head(backbone.num_features, 16))
-    facts = {"backbone": name, "input": {"size": list(size), "mean": 0.4, "std": 0.2}}
-    path.with_suffix(".json").write_text(json.dumps(facts))
-    return path
 
 
 def as_torch(name, tmp_path, views, size=SIZE):
