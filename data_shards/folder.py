@@ -1,7 +1,6 @@
 """Tar members into a finished shard folder: shards, index, statistics, manifest."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +10,8 @@ import numpy as np
 
 from data_shards.index import BLOCK, index_shards
 from data_shards.labels import RESERVED
-from data_shards.shard_set import INDEX, MANIFEST, ShardSet
+from data_shards.manifest import INDEX, MANIFEST, sealed, stated
+from data_shards.shard_set import ShardSet
 
 FORMAT = 1
 """Version of the folder's format."""
@@ -67,8 +67,7 @@ def write_index(folder: Path, shards: list[dict[str, Any]]) -> dict[str, Any]:
     """Index the shards as written, by walking their headers. Returns the index's `name`, `bytes` and `sha256`."""
     path = folder / INDEX
     np.save(path, index_shards([folder / s["name"] for s in shards]), allow_pickle=False)
-    raw = path.read_bytes()
-    return {"name": INDEX, "bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+    return stated(path)
 
 
 def statistics(folder: Path, count: int, total: int, squares: int) -> dict[str, Any]:
@@ -108,7 +107,7 @@ def _quantiles(values: list[float]) -> dict[str, float]:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write `manifest.json`. Raises AssertionError where a ledger does not balance."""
+    """Write `manifest.json`, sealed. Raises AssertionError where a ledger does not balance."""
     for name, ledger in manifest["ledgers"].items():
         assert ledger["seen"] == ledger["used"] + ledger["rejected"], f"the ledger of {name} does not balance"
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_bytes(sealed(manifest))

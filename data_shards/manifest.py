@@ -23,6 +23,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise bad_manifest(folder / MANIFEST) from None
 
 
+def sealed(manifest: dict[str, Any]) -> bytes:
+    """The manifest as the file's bytes: JSON, its last field `sha256` that of the JSON without it.
+
+    So a reader can tell whether any byte of it was changed: it is what `sealed` makes of its own content, or not.
+    """
+    fields = {name: value for name, value in manifest.items() if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(fields, indent=1).encode()).hexdigest()
+    return (json.dumps({**fields, "sha256": digest}, indent=1) + "\n").encode()
+
+
+def stated(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file: its `name`, `bytes` and `sha256`."""
+    with path.open("rb") as file:
+        return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(file)}
+
+
 def parse_manifest(raw: bytes, place: Path | Url) -> dict[str, Any]:
     """The manifest in these bytes, which were read at `place`. Raises ShardError where it is none."""
     try:

@@ -11,7 +11,7 @@ from data_shards.folder import FORMAT, Chunk, statistics, write_index, write_man
 from data_shards.ids import Key
 from data_shards.inventory import Entry
 from data_shards.ledger import Ledgers
-from data_shards.shard_set import REJECTED
+from data_shards.manifest import MANIFEST, REJECTED, stated
 
 
 def held_out(patient: str, share: float) -> bool:
@@ -85,10 +85,13 @@ def write_parts(
     written = manifest["statistics"]["samples"] + manifest["holdout"]["samples"]
     assert written == manifest["ledgers"]["boxes"]["used"], "the shards do not hold the boxes that the ledger counts"
     if held_manifest is not None:
-        held_manifest.update(part="holdout", ledgers=own, reasons={name: {} for name in own})
-        write_manifest(folder / "holdout", held_manifest)
         (folder / "holdout" / REJECTED).touch()
+        listed = stated(folder / "holdout" / REJECTED)
+        held_manifest.update(part="holdout", rejected=listed, ledgers=own, reasons={name: {} for name in own})
+        write_manifest(folder / "holdout", held_manifest)
+        manifest["holdout"]["sha256"] = stated(folder / "holdout" / MANIFEST)["sha256"]
     ledgers.write_rejected(folder / REJECTED)
+    manifest["rejected"] = stated(folder / REJECTED)
     write_manifest(folder, manifest)
     return manifest
 

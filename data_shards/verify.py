@@ -1,107 +1,179 @@
 """Whether a shard folder is what its manifest says, to the byte."""
 
 import hashlib
-import json
-from collections import Counter
-from collections.abc import Iterator
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from tqdm import tqdm
 
+from data_shards.books import check_books, check_files
 from data_shards.errors import ShardError
-from data_shards.index import index_shards
-from data_shards.ledger import LEDGERS
-from data_shards.shard_set import INDEX, MANIFEST, REJECTED, ShardSet, read_manifest
+from data_shards.index import BLOCK, index_shards, name_in_header, split_name
+from data_shards.manifest import INDEX, MANIFEST, REJECTED, sha256_of
+from data_shards.sample import fields_of, gray_of
+from data_shards.shard_set import ShardSet
+
+RUN = 2048
+"""Samples that one task checks: a second's work, so that the bar moves and a shard of any size is shared out."""
+BYTES_A_PROCESS = 32_000_000
+"""Below this a process takes longer to start than to check."""
+IDS = np.dtype([("key", "<u8"), ("radiograph", "<u8"), ("patient", "<u8"), ("source", "<u8")])
+"""What is remembered of a sample, so that ten million of them take 320 MB: its ids as numbers."""
 
 
-def verify(folder: Path, quiet: bool = False) -> list[str]:
+def verify(folder: Path, quiet: bool = False, workers: int | None = None) -> list[str]:
     """Everything that is wrong with a shard folder and its holdout, a line each; empty where all is well.
 
-    Checksums of every file, ledgers, index against the tars' headers, shards that are missing or not the manifest's,
-    and every sample: its image decodes, its size and id agree with its JSON. Foreign shards have only the last.
+    Any changed, cut, missing or foreign byte: the manifest against its own checksum, every file against the
+    manifest's, ledgers against the rejected inputs and the samples, the index against the tars' headers, and every
+    sample: its image decodes, its size, depth and id agree with its JSON, no id stands twice, no patient is on both
+    sides of the holdout. Foreign shards have only their headers, images and keys. `workers` processes (left out: as
+    many as there are cores, fewer for small folders).
     """
-    problems = list(_of_files(folder, quiet)) if (folder / MANIFEST).is_file() else []
-    if not problems:
+    if not is_packed(folder):
+        return _check_samples(ShardSet(folder), quiet, workers).problems
+    problems = list(check_files(folder))
+    parts = []
+    for part in [folder, *([folder / "holdout"] if (folder / "holdout" / MANIFEST).is_file() else [])]:
         try:
-            problems += _of_samples(ShardSet(folder), quiet)
+            samples = ShardSet(part)
         except ShardError as error:
-            problems.append(str(error))
-    if (folder / "holdout").is_dir():
-        problems += verify(folder / "holdout", quiet)
-        problems += _of_patients(folder) if not problems else []
-    return problems
+            problems = problems or [str(error)]
+            continue
+        parts.append((samples, _check_samples(samples, quiet, workers)))
+        problems += parts[-1][1].problems
+    return problems or list(check_books(folder, [(samples.manifest, found.ids) for samples, found in parts]))
 
 
-def _of_files(folder: Path, quiet: bool) -> Iterator[str]:
+def is_packed(folder: Path) -> bool:
+    """Whether a pack made this folder: then its manifest is missed where it is not there."""
+    return any((folder / name).exists() for name in (MANIFEST, INDEX, REJECTED))
+
+
+class Found(NamedTuple):
+    """What was found in some samples: `problems`, a line each, and `ids`, IDS [samples]."""
+
+    problems: list[str]
+    ids: np.ndarray
+
+
+class Run(NamedTuple):
+    """Some samples of one shard: `rows` of its index; `stated`, the manifest's words on it (empty if foreign).
+
+    `first`: they are the shard's first, and its checksum and headers are to be checked with them.
+    """
+
+    path: Path
+    rows: np.ndarray
+    stated: dict[str, Any]
+    first: bool
+
+
+def _check_samples(samples: ShardSet, quiet: bool, workers: int | None) -> Found:
+    runs = list(_runs(samples))
+    total = sum(path.stat().st_size for path in samples.shards)
+    if workers is None:
+        workers = max(1, min(len(os.sched_getaffinity(0)), total // BYTES_A_PROCESS))
+    found = []
+    with tqdm(total=total, desc="verifying", unit="B", unit_scale=True, disable=quiet) as bar:
+        for run, one in zip(runs, _spread(runs, workers), strict=True):
+            found.append(one)
+            bar.update(int(run.rows["image_size"].sum() + run.rows["meta_size"].sum()))
+        bar.update(total - bar.n)  # headers and padding
+    ids = np.concatenate([one.ids for one in found])
+    problems = [problem for one in found for problem in one.problems]
+    keys, counts = np.unique(ids["key"], return_counts=True)
+    for i in np.flatnonzero(np.isin(ids["key"], keys[counts > 1])):
+        problems.append(f"sample {samples.key(int(i))} stands more than once in {samples.path}: pack again")
+    return Found(problems, ids)
+
+
+def _runs(samples: ShardSet) -> Iterator[Run]:
+    stated = samples.manifest["shards"] if samples.manifest else [{}] * len(samples.shards)
+    ends = np.cumsum(samples.shard_sizes)
+    for number, path in enumerate(samples.shards):
+        rows = np.array(samples.index[ends[number] - samples.shard_sizes[number] : ends[number]])
+        for start in range(0, max(1, len(rows)), RUN):
+            yield Run(path, rows[start : start + RUN] if start else rows, stated[number], start == 0)
+
+
+def _spread(runs: list[Run], workers: int) -> Iterator[Found]:
+    if workers == 1:
+        yield from map(check_run, runs)
+        return
+    # spawn: forking a process that runs threads (a progress bar, torch) may hang it
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,)) as pool:
+        try:
+            yield from pool.map(check_run, runs)
+        except BrokenProcessPool:
+            raise ShardError("a process of `verify` died, most likely for want of memory: verify again") from None
+
+
+def check_run(run: Run) -> Found:
+    """Check one run of samples; with a shard's first run also its checksum and its headers."""
+    problems: list[str] = []
+    rows = run.rows
     try:
-        manifest = read_manifest(folder)
+        with run.path.open("rb") as file:
+            if run.first:
+                problems += _check_shard(run, sha256_of(file) if run.stated else "")
+                rows = rows[:RUN]
+            found = [_check_sample(file.fileno(), row, run, problems) for row in rows]
+    except OSError as error:
+        raise ShardError(f"cannot read the shard {run.path} ({error.strerror}): check the disk") from None
+    return Found(problems, np.array(found, IDS))
+
+
+def _check_shard(run: Run, checksum: str) -> Iterable[str]:
+    if not run.stated:
+        return  # its index was made from its headers just now
+    if checksum != run.stated["sha256"]:
+        yield f"the shard {run.path} is damaged (its checksum differs): copy or pack it again"
+    try:
+        walked = index_shards([run.path])
+        walked["shard"] = run.rows["shard"][:1]
+        if not np.array_equal(walked, run.rows):
+            yield f"the index does not fit the shard {run.path}: pack again"
     except ShardError as error:
         yield str(error)
-        return
-    stated = {s["name"]: s for s in manifest["shards"]}
-    for path in sorted(folder.glob("*.tar")):
-        if path.name not in stated:
-            yield f"{path} is not one of the shards that {MANIFEST} lists: remove it, or pack it into another folder"
-    for name, shard in tqdm(stated.items(), desc="checksums", unit=" shards", disable=quiet):
-        path = folder / name
-        if not path.is_file():
-            yield f"the shard {path} is missing: copy it, or pack again"
-        elif path.stat().st_size != shard["bytes"]:
-            yield f"the shard {path} has {path.stat().st_size} bytes, not {shard['bytes']}: copy or pack it again"
-        elif checksum(path) != shard["sha256"]:
-            yield f"the shard {path} is damaged (its checksum differs): copy or pack it again"
-    if not (folder / INDEX).is_file() or checksum(folder / INDEX) != manifest["index"]["sha256"]:
-        yield f"{folder / INDEX} is missing or damaged: copy or pack it again"
-    yield from _of_ledgers(folder, manifest)
 
 
-def _of_ledgers(folder: Path, manifest: dict) -> Iterator[str]:
+def _check_sample(fd: int, row: np.void, run: Run, problems: list[str]) -> tuple[int, int, int, int]:
+    """A sample's ids as numbers; what is wrong with it is added to `problems`."""
+    start, image_size = int(row["image"]), int(row["image_size"])
+    name = name_in_header(os.pread(fd, BLOCK, start - BLOCK))
+    key = (split_name(name) or (name, ""))[0]
+    pixels = gray_of(os.pread(fd, image_size, start))
+    meta = fields_of(os.pread(fd, int(row["meta_size"]), int(row["meta"]))) if row["meta_size"] else {}
+    if pixels is None or meta is None:
+        what = "image" if pixels is None else "JSON"
+        problems.append(f"the {what} of sample {key} in {run.path} cannot be decoded: copy or pack that shard again")
+        return _number(key), 0, 0, 0
+    if run.stated and not _agree(key, pixels, meta):
+        problems.append(f"sample {key} in {run.path} and its JSON disagree: pack again")
+    radiograph, patient, source = (_number(str(meta.get(name, ""))) for name in ("radiograph", "patient", "source"))
+    return _number(key), radiograph, patient, source
+
+
+def _agree(key: str, pixels: np.ndarray, meta: dict[str, Any]) -> bool:
+    bits = meta.get("bits")
+    deep = pixels.dtype == np.uint16
+    if meta.get("id") != key or [meta.get("height"), meta.get("width")] != [*pixels.shape]:
+        return False
+    return isinstance(bits, int) and (8 < bits <= 16 and int(pixels.max()) < 1 << bits if deep else bits == 8)
+
+
+def _number(id_: str) -> int:
+    """An id as a number: its own for 16 hex digits, a digest (64 bits of SHA-256) for a foreign key."""
     try:
-        lines = (folder / REJECTED).read_text(encoding="utf-8").splitlines()
-        rejected = Counter(json.loads(line)["ledger"] for line in lines)
-        for name in LEDGERS:
-            ledger = manifest["ledgers"][name]
-            if ledger["seen"] != ledger["used"] + ledger["rejected"]:
-                yield f"the ledger of {name} in {folder / MANIFEST} does not balance: pack again"
-            if rejected[name] != ledger["rejected"]:
-                yield f"{folder / REJECTED} lists {rejected[name]} {name}, not {ledger['rejected']}: copy it again"
-        held = manifest.get("holdout", {}).get("samples", 0)
-        if manifest["ledgers"]["boxes"]["used"] != manifest["statistics"]["samples"] + held:
-            yield f"{folder / MANIFEST} counts other boxes than samples: pack again"
-    except (OSError, ValueError, KeyError, TypeError):
-        yield f"{folder / REJECTED} or the ledgers of {MANIFEST} cannot be read: copy them, or pack again"
-
-
-def _of_samples(samples: ShardSet, quiet: bool) -> Iterator[str]:
-    if samples.manifest and not np.array_equal(index_shards(samples.shards), samples.index):
-        yield f"the index of {samples.path} does not fit its shards: pack again"
-        return
-    seen: set[str] = set()
-    for i in tqdm(range(len(samples)), desc="samples", unit=" samples", disable=quiet):
-        try:
-            pixels, meta, key = samples.image(i), samples.meta(i), samples.key(i)
-        except ShardError as error:
-            yield str(error)
-            continue
-        if key in seen:
-            yield f"sample {key} stands twice in {samples.path}: pack again"
-        seen.add(key)
-        if samples.manifest and (meta.get("id") != key or [meta.get("height"), meta.get("width")] != [*pixels.shape]):
-            yield f"sample {key} in {samples.path} and its JSON disagree: pack again"
-
-
-def _of_patients(folder: Path) -> Iterator[str]:
-    parts = [ShardSet(folder), ShardSet(folder / "holdout")]
-    patients = [{part.meta(i).get("patient") for i in range(len(part))} for part in parts]
-    if shared := patients[0] & patients[1]:
-        yield f"{len(shared)} patients are both in {folder} and in its holdout: pack again"
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return int(id_, 16) if len(id_) == 16 else int(hashlib.sha256(id_.encode()).hexdigest()[:16], 16)
+    except ValueError:
+        return int(hashlib.sha256(id_.encode()).hexdigest()[:16], 16)
