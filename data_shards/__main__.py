@@ -10,7 +10,10 @@ from data_shards import verify as verifying
 from data_shards.errors import PackError, ShardError
 from data_shards.ids import default_key_file, locate, table_beside
 from data_shards.pack import PackConfig, pack
+from data_shards.page import write_page
 from data_shards.phantom import write_archive
+from data_shards.shard_set import ShardSet
+from data_shards.survey import survey
 from launch.cli import fail, new_parser, read
 
 PROG = "python -m data_shards"
@@ -57,10 +60,20 @@ def verify_command(argv: Sequence[str]) -> None:
 
 
 def describe_command(argv: Sequence[str]) -> None:
-    """Say what a shard folder holds."""
+    """Say what a shard folder holds, as text and as a page with pictures."""
     parser = new_parser(f"{PROG} describe", describe_command.__doc__ or "")
     parser.add_argument("dir", type=str, help="shard folder, or a folder of foreign tars")
-    print(describing.describe(Path(read(parser, argv).dir)))
+    parser.add_argument("--html", type=str | None, default=None, help=_HTML_HELP)
+    given = read(parser, argv)
+    samples = ShardSet(Path(given.dir))
+    found = survey(samples)
+    print(describing.as_text(found, Path(given.dir)))
+    if given.html:
+        write_page(samples, found, Path(given.html))
+        print(f"\n{given.html}: the same with pictures, to open in a browser")
+
+
+_HTML_HELP = "also write this page: the same with plots and crops, self-contained; it names no file"
 
 
 def preview_command(argv: Sequence[str]) -> None:

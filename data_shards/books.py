@@ -15,6 +15,11 @@ from data_shards.manifest import MANIFEST, REJECTED, read_manifest, sealed, stat
 _IDS = {"files": "source", "radiographs": "radiograph", "boxes": "key"}
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a `.jsonl` file. Raises OSError or ValueError where it cannot be read."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def check_files(folder: Path) -> Iterator[str]:
     """What is wrong with the files of a folder and its holdout, short of the shards' content: a line each."""
     try:
@@ -66,8 +71,7 @@ def check_books(folder: Path, parts: Sequence[tuple[dict[str, Any], np.ndarray]]
     manifest = parts[0][0]
     ids = np.concatenate([found for _, found in parts])
     try:
-        lines = [json.loads(line) for line in (folder / REJECTED).read_text(encoding="utf-8").splitlines()]
-        yield from _check_ledgers(folder, manifest, lines, ids)
+        yield from _check_ledgers(folder, manifest, read_lines(folder / REJECTED), ids)
     except (OSError, ValueError, KeyError, TypeError):
         yield f"{folder / REJECTED} or the ledgers of {MANIFEST} cannot be read: copy them, or pack again"
     for said, found in parts:

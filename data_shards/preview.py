@@ -1,6 +1,6 @@
 """Pictures to look at before hours are spent: crops from shards, or radiographs with their boxes drawn."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -17,6 +17,7 @@ from data_shards.ledger import Ledgers
 from data_shards.radiograph import RadiographError, decode
 from data_shards.shard_set import ShardSet
 from data_shards.sources import MemberError, Source, open_sources
+from data_shards.survey import spread_over
 
 CELL = (160, 240)
 """Width and height of a crop's cell in pixels: two or three rows of teeth stay legible."""
@@ -56,23 +57,32 @@ def is_shards(path: Path) -> bool:
 
 
 def crop_sheet(samples: ShardSet) -> tuple[np.ndarray, str]:
-    """Crops evenly spread over the samples, uint8 [H, W], at one scale so that their sizes can be compared."""
-    count = min(COLUMNS * ROWS, len(samples))
-    chosen = [round(i * (len(samples) - 1) / max(1, count - 1)) for i in range(count)]
-    crops = [samples.image(i) for i in chosen]
-    crops = [c if c.dtype == np.uint8 else (c >> 8).astype(np.uint8) for c in crops]
-    scale = min(1.5, *(min(CELL[0] / c.shape[1], CELL[1] / c.shape[0]) for c in crops))
+    """Crops evenly spread over the samples, uint8 [H, W], at one scale so that their sizes can be compared.
+
+    The largest tenth is shown smaller where it would not fit.
+    """
+    chosen = spread_over(len(samples), COLUMNS * ROWS)
+    count = len(chosen)
+    crops = [eight_bits(samples.image(i)) for i in chosen]
+    fits = [min(CELL[0] / c.shape[1], CELL[1] / c.shape[0]) for c in crops]
+    common = min(1.5, float(np.quantile(fits, 0.1)))
     rows = -(-count // COLUMNS)
     sheet = np.full((rows * (CELL[1] + _CAPTION), min(count, COLUMNS) * CELL[0]), _GROUND, dtype=np.uint8)
-    for place, (number, crop) in enumerate(zip(chosen, crops, strict=True)):
+    for place, (number, crop, fit) in enumerate(zip(chosen, crops, fits, strict=True)):
+        scale = min(common, fit)
         meta = samples.meta(number)
         left, top = place % COLUMNS * CELL[0], place // COLUMNS * (CELL[1] + _CAPTION)
         size = max(1, round(crop.shape[1] * scale)), max(1, round(crop.shape[0] * scale))
         small = cv2.resize(crop, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
         x, y = left + (CELL[0] - size[0]) // 2, top + (CELL[1] - size[1]) // 2
         sheet[y : y + size[1], x : x + size[0]] = small
-        _write(sheet, f"{_caption(meta)} {crop.shape[1]}x{crop.shape[0]}", left + 4, top + CELL[1] + 12)
+        _write(sheet, f"{caption(meta)} {crop.shape[1]}x{crop.shape[0]}", left + 4, top + CELL[1] + 12)
     return sheet, f"{count} of {len(samples)} crops"
+
+
+def eight_bits(crop: np.ndarray) -> np.ndarray:
+    """A crop from a shard, uint8 or uint16 with white at 65535, as uint8 to look at."""
+    return crop if crop.dtype == np.uint8 else (crop >> 8).astype(np.uint8)
 
 
 def radiograph_sheet(path: Path, boxes: str, pixel_aspect: float) -> tuple[np.ndarray, str]:
@@ -131,12 +141,15 @@ def _draw(pixels: np.ndarray, boxes: Sequence[Box], pixel_aspect: float) -> np.n
         except CropError:
             continue
         cv2.rectangle(picture, (round(x0 * sx), round(y0 * sy)), (round(x1 * sx), round(y1 * sy)), 255, 1)
-        _write(picture, _caption(box.labels), round(x0 * sx) + 2, round(y0 * sy) + 12)
+        _write(picture, caption(box.labels), round(x0 * sx) + 2, round(y0 * sy) + 12)
     return picture
 
 
-def _caption(labels: dict) -> str:
-    return str(labels.get("fdi") or labels.get("class") or labels.get("label") or "")
+def caption(labels: Mapping[str, object]) -> str:
+    """What to write beside a crop or a box: the tooth, else its class, and a finding if it has one."""
+    names = [labels.get(name) for name in ("fdi", "class", "label", "category", "tooth_type")]
+    shown = [next((str(name) for name in names if name), ""), str(labels.get("finding") or "")]
+    return " ".join(text for text in shown if text)
 
 
 def _write(picture: np.ndarray, text: str, x: int, y: int) -> None:

@@ -64,9 +64,16 @@ def run(capsys, *arguments):
 def test_describe_preview_locate(scans, tmp_path, capsys):
     told = run(capsys, "pack", scans, "--out", "shards")
     assert "no --patient given, so each radiograph counts as one patient" in told
-    told = run(capsys, "describe", "shards")
-    for words in ("16 samples in 1 shards", "8 radiographs, 8 patients", "tooth_type: incisor 8, molar 8", "fdi: 22 8"):
+    told = run(capsys, "describe", "shards", "--html", "deep/page.html")
+    for words in (
+        "16 crops, ",
+        "in 1 shard\n",
+        "8 radiographs of 8 patients",
+        "tooth_type: 2 values",
+        "\n  22         8    50.0%",
+    ):
         assert words in told
+    assert "</html>" in (tmp_path / "deep" / "page.html").read_text()
     sample = json.loads((tmp_path / "shards" / "manifest.json").read_text())["shards"][0]["name"]
     assert sample == "shard-000000.tar"
     assert "16 of 16 crops" in run(capsys, "preview", "shards")
@@ -121,6 +128,7 @@ def test_help_explains_every_field(capsys):
         (["pack", "text.txt", "--out", "x"], "no file of 1 could be used (1 x not a radiograph or an annotation)"),
         (["verify", "nowhere"], "no shards at nowhere: make them with"),
         (["describe", "hollow"], "no .tar shard in hollow"),
+        (["describe", "scans.zip"], "is no shard"),
         (["preview", "nowhere"], "nothing to pack at nowhere"),
         (["preview", "scans.zip", "--out", "text.txt/x.png"], "cannot write text.txt/x.png"),
         (["locate", "0123456789abcdef"], "no table of ids at"),
