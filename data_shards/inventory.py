@@ -5,14 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from data_shards.errors import MemberError
 from data_shards.ids import Key
 from data_shards.ledger import Ledgers
+from data_shards.member import Member
 from data_shards.radiograph import looks_like_image
-from data_shards.sources import Member, MemberError, Source
+from data_shards.sources import Source
 
 NEITHER = "not a radiograph or an annotation"
 ANNOTATION_SUFFIXES = (".txt", ".csv", ".tsv", ".yaml", ".yml", ".names")
-_HEAD_BYTES = 64
 _MAX_TEXT_BYTES = 256 << 20  # a table of three million boxes
 
 
@@ -80,13 +81,12 @@ def take_inventory(sources: Iterable[tuple[int, Source, Iterable[Member]]], key:
 def _enter(entry: Entry, member: Member, inventory: Inventory, ledgers: Ledgers) -> None:
     try:
         annotation = member.name.lower().endswith(ANNOTATION_SUFFIXES)
-        raw = member.read(_MAX_TEXT_BYTES if annotation else _HEAD_BYTES)  # once: a tar's stream does not turn back
-        head = raw[:_HEAD_BYTES]
+        head = member.head()
         if looks_like_image(head, member.name):
             inventory.images.append(entry)
             ledgers.see("radiographs", entry.radiograph)
         elif annotation and b"\0" not in head:
-            inventory.texts.append(Text(entry, raw.decode("utf-8-sig", "replace")))
+            inventory.texts.append(Text(entry, member.read(_MAX_TEXT_BYTES).decode("utf-8-sig", "replace")))
         else:
             inventory.others.append(entry)
             ledgers.reject("files", entry.file, NEITHER if head else "an empty file")

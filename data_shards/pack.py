@@ -20,15 +20,16 @@ from tqdm import tqdm
 from data_shards.boxes import CHOICES, BoxPlan, plan_boxes
 from data_shards.config import PackConfig, check, recorded
 from data_shards.convert import Converted, Job, convert
-from data_shards.errors import PackError
+from data_shards.errors import MemberError, PackError
 from data_shards.folder import Chunk
 from data_shards.ids import Key, load_key, remember
 from data_shards.inventory import Entry, Inventory, Text, take_inventory
 from data_shards.ledger import Ledgers
+from data_shards.member import Member
 from data_shards.parallel import spread
 from data_shards.settle import settle, write_parts
 from data_shards.shard_set import MANIFEST, ShardSet
-from data_shards.sources import Member, MemberError, Source, open_sources
+from data_shards.sources import Source, open_sources
 
 __all__ = ["PackConfig", "pack"]
 

@@ -10,13 +10,13 @@ from data_shards.boxes import CHOICES, Box, plan_boxes
 from data_shards.config import check_pixel_aspect
 from data_shards.convert import encode_png
 from data_shards.crops import CropError, region, stretch
-from data_shards.errors import PackError
+from data_shards.errors import MemberError, PackError
 from data_shards.ids import Key
 from data_shards.inventory import Entry, take_inventory
 from data_shards.ledger import Ledgers
 from data_shards.radiograph import RadiographError, decode
 from data_shards.shard_set import ShardSet
-from data_shards.sources import MemberError, Source, open_sources
+from data_shards.sources import Source, open_sources
 from data_shards.survey import spread_over
 
 CELL = (160, 240)

@@ -27,6 +27,7 @@ class Packed(NamedTuple):
     size: int
     link: bool
     special: bool
+    crc: int | None
     open: Callable[[], IO[bytes]]
 
 
@@ -80,12 +81,12 @@ def _members(archive: Any) -> Iterator[Packed]:
             continue
         link, special = info.is_symlink or info.is_junction, info.is_socket
         if info.emptystream:
-            yield Packed(info.filename, 0, link, special, io.BytesIO)
+            yield Packed(info.filename, 0, link, special, 0, io.BytesIO)
             continue
         if blocks[id(info.folder)] is not block:
             block, offset = blocks[id(info.folder)], 0
         size = int(info.uncompressed)
-        yield Packed(info.filename, size, link, special, partial(_opened, block, offset, size, info.crc32))
+        yield Packed(info.filename, size, link, special, info.crc32, partial(_opened, block, offset, size, info.crc32))
         offset += size
 
 

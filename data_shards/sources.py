@@ -4,58 +4,18 @@ Members are read from where they lie, one after another, and nothing is written 
 climbs out of its archive, is absolute or stands there twice does no harm. Links are not followed.
 """
 
-import lzma
 import os
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO
 
 from data_shards.errors import MemberError, PackError
+from data_shards.member import DAMAGE, MAX_MEMBER_BYTES, Member, too_large
 from data_shards.sevenzip import check_archive, packed_members
-
-MAX_MEMBER_BYTES = 1 << 30
-"""A member over 1 GiB is no radiograph (the largest scans are some 100 MB) but may be a decompression bomb."""
-
-_DAMAGE = (
-    OSError,
-    EOFError,
-    RuntimeError,  # zipfile: encrypted, or compressed in a way it does not know
-    ValueError,
-    zlib.error,
-    lzma.LZMAError,
-    zipfile.BadZipFile,
-    tarfile.TarError,
-)
-
-
-@dataclass(frozen=True)
-class Member:
-    """A file of a source: its name, stated size in bytes, and how to open it.
-
-    `refused` is a reason where it must not be opened. Valid until the next member is asked for.
-    """
-
-    name: str
-    size: int
-    open: Callable[[], IO[bytes]]
-    refused: str = ""
-
-    def read(self, limit: int = MAX_MEMBER_BYTES) -> bytes:
-        """Its first `limit` bytes, once: some archives can only be read forward. Raises MemberError if it fails."""
-        if self.refused:
-            raise MemberError(self.refused)
-        try:
-            with self.open() as file:
-                return file.read(min(limit, self.size))  # what is asked for is allocated, needed or not
-        except MemberError:
-            raise
-        except _DAMAGE as error:
-            raise MemberError(f"damaged in its archive or unreadable ({type(error).__name__})") from None
 
 
 @dataclass(frozen=True)
@@ -79,8 +39,10 @@ class Source:
                     count += 1
                     name = f"{member.name}#{count}"
                 names.add(name)
-                yield member if name == member.name else replace(member, name=name)
-        except _DAMAGE as error:
+                member.name = name
+                yield member
+                member.close()
+        except DAMAGE as error:
             if isinstance(error, MemberError):
                 raise
             raise MemberError(f"the archive is damaged or ends early ({type(error).__name__})") from None
@@ -116,14 +78,14 @@ def _stream_for(path: Path) -> Callable[[Path], Iterator[Member]]:
         return _tar if tarfile.is_tarfile(path) else _single
     except FileNotFoundError:
         raise PackError(f"nothing to pack at {path}: check the path") from None
-    except _DAMAGE as error:
+    except DAMAGE as error:
         if isinstance(error, PackError):
             raise
         raise PackError(f"cannot read {path} ({error}): check the file and its rights") from None
 
 
 def _single(path: Path) -> Iterator[Member]:
-    yield Member(path.name, path.stat().st_size, partial(_open, path))
+    yield Member(path.name, path.stat().st_size, partial(_open, path), stamp=_stamp(path.stat()))
 
 
 def _folder(path: Path) -> Iterator[Member]:
@@ -133,9 +95,10 @@ def _folder(path: Path) -> Iterator[Member]:
         linked = [name for name in folders if (Path(folder) / name).is_symlink()]  # os.walk does not enter them
         for name in sorted(files + linked):
             file = Path(folder) / name
-            link, size = file.is_symlink(), file.lstat().st_size
-            refused = _refusal(link, not link and not file.is_file(), size)
-            yield Member(file.relative_to(path).as_posix(), size, partial(_open, file), refused)
+            link, facts = file.is_symlink(), file.lstat()
+            refused = _refusal(link, not link and not file.is_file(), facts.st_size)
+            name = file.relative_to(path).as_posix()
+            yield Member(name, facts.st_size, partial(_open, file), refused, _stamp(facts))
     for error in unreadable:
         name = Path(str(error.filename)).relative_to(path).as_posix()
         yield Member(name, 0, partial(_open, path), "a folder that may not be read")
@@ -153,10 +116,12 @@ def _zip(path: Path) -> Iterator[Member]:
                 info.file_size,
                 partial(archive.open, info),
                 refused or _refusal(link, False, info.file_size),
+                f"{info.CRC:08x}-{info.file_size}",
             )
 
 
 def _tar(path: Path) -> Iterator[Member]:
+    stamp = _stamp(path.stat())
     with tarfile.open(path, "r|*") as archive:
         for info in archive:
             if info.isdir():
@@ -166,13 +131,19 @@ def _tar(path: Path) -> Iterator[Member]:
                 info.size,
                 partial(_extract, archive, info),
                 _refusal(info.issym() or info.islnk(), not info.isfile(), info.size),
+                f"{stamp}/{info.size}-{info.mtime}",
             )
 
 
 def _seven_zip(path: Path) -> Iterator[Member]:
+    stamp = _stamp(path.stat())
     for member in packed_members(path):
         refused = _refusal(member.link, member.special, member.size)
-        yield Member(member.name, member.size, member.open, refused)
+        yield Member(member.name, member.size, member.open, refused, f"{stamp}/{member.crc}-{member.size}")
+
+
+def _stamp(facts: os.stat_result) -> str:
+    return f"{facts.st_size}-{facts.st_mtime_ns}"
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -191,4 +162,4 @@ def _refusal(link: bool, special: bool, size: int) -> str:
         return "a link, which is not followed"
     if special:
         return "not a regular file"
-    return "over 1 GiB, larger than any radiograph" if size > MAX_MEMBER_BYTES else ""
+    return too_large(MAX_MEMBER_BYTES) if size > MAX_MEMBER_BYTES else ""
