@@ -1,0 +1,342 @@
+"""Nobody is identified: names, ids, dates and paths planted wherever they can hide are in no byte that is written.
+
+Two kinds of secrets are planted. `HEADER` stands inside files and may show nowhere; `PLACE` stands in the names of
+files, folders, archives and columns, which the terminal may show and no file may hold.
+"""
+
+import base64
+import hashlib
+import html
+import io
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+import zlib
+from itertools import product
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from data_shards.shard_set import ShardSet
+
+HEADER = ("Zebulon", "8675309", "19610723", "/srv/geheim")
+PLACE = ("Quasimodo", "4815162342", "1959-02-03")
+SAID = " ".join(HEADER)  # a sentence with all of them
+KEPT = f"{PLACE[0]}_{PLACE[1]}_{PLACE[2]}"  # a name for files and folders
+
+
+def pixels(seed, shape=(60, 48)):
+    return np.random.default_rng(seed).integers(0, 255, shape, dtype=np.uint8)
+
+
+def saved(array, kind, **options):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def exif():
+    tags = Image.Exif()
+    for tag in (
+        0x010E,
+        0x013B,
+        0x0132,
+        0x8298,
+        0x013C,
+        0x9C9B,
+        0x9C9C,
+    ):  # description, artist, date, copyright, host, XP
+        tags[tag] = SAID
+    tags.get_ifd(0x8769).update({0x9003: HEADER[2], 0x9286: SAID, 0xA420: HEADER[1], 0xA430: HEADER[0]})
+    tags.get_ifd(0x8825).update({0x001D: HEADER[2], 0x001B: SAID})
+    return tags
+
+
+XMP = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><dc:creator>{SAID}</dc:creator></x:xmpmeta>'.encode()
+
+
+def png(seed):
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("Author", SAID)
+    chunks.add_text("Comment", SAID, zip=True)
+    chunks.add_itxt("XML:com.adobe.xmp", XMP.decode(), zip=True)
+    chunks.add_itxt("Title", SAID, "de", "Titel")
+    chunks.add(b"prVt", SAID.encode())
+    return saved(pixels(seed), "png", pnginfo=chunks, exif=exif()) + SAID.encode()  # and after its end
+
+
+def jpeg(seed):
+    raw = saved(
+        pixels(seed), "jpeg", exif=exif(), comment=SAID.encode(), xmp=XMP, icc_profile=SAID.encode(), quality=95
+    )
+    iptc = b"Photoshop 3.0\0" + SAID.encode()
+    return raw[:2] + b"\xff\xed" + struct.pack(">H", len(iptc) + 2) + iptc + raw[2:] + SAID.encode()
+
+
+def tiff(seed):
+    tags = {270: SAID, 271: SAID, 285: SAID, 305: SAID, 306: HEADER[2], 315: SAID, 316: SAID, 33432: SAID, 65000: SAID}
+    return saved(pixels(seed), "tiff", tiffinfo={**tags, 700: XMP, 33723: SAID.encode()})
+
+
+def webp(seed):
+    return saved(pixels(seed), "webp", lossless=True, exif=exif().tobytes(), xmp=XMP)
+
+
+def jpeg2000(seed):
+    return saved(pixels(seed), "jpeg2000", comment=SAID.encode())
+
+
+def gif(seed):
+    return saved(pixels(seed), "gif", comment=SAID.encode())
+
+
+def pnm(seed):
+    return f"P5\n# {SAID}\n48 60\n255\n".encode() + pixels(seed).tobytes()
+
+
+def bmp(seed):
+    return saved(pixels(seed), "bmp") + SAID.encode()
+
+
+IMAGES = {"png": png, "jpg": jpeg, "tif": tiff, "webp": webp, "jp2": jpeg2000, "gif": gif, "pgm": pnm, "bmp": bmp}
+
+
+def scans():
+    """Members of an archive by name: one image of each format with all its metadata, twice damaged, and prose."""
+    members = {f"{KEPT}/{KEPT}-{i}.{suffix}": make(i) for i, (suffix, make) in enumerate(IMAGES.items())}
+    members[f"{KEPT}/twin-{KEPT}.png"] = png(0)
+    members[f"{KEPT}/cut-{KEPT}.png"] = png(90)[:400]
+    members[f"{KEPT}/text-{KEPT}.png"] = SAID.encode()
+    members[f"{KEPT}/{KEPT}.md"] = SAID.encode()
+    members[f"._{KEPT}.png"] = b"\0\5\x16\7" + SAID.encode()
+    return members
+
+
+def table(names):
+    """A CSV whose other columns hold the secrets, with rows of every mistake. The terminal names the columns."""
+    rows = [f"image,x0,y0,x1,y1,fdi,finding,patient,{PLACE[0]},date"]
+    rows += [f"{name},4,4,40,50,11,caries,{HEADER[1]},{SAID},{HEADER[2]}" for name in names]
+    rows += [f"{names[0]},{HEADER[0]},4,40,50,{HEADER[1]},none,,,", f"{KEPT}-gone.png,4,4,40,50,11,none,{SAID},,"]
+    return "\n".join(rows).encode()
+
+
+def folder_of(tmp, members):
+    root = tmp / KEPT
+    for name, content in members.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
+def zip_of(tmp, members):
+    with zipfile.ZipFile(tmp / f"{KEPT}.zip", "w") as archive:
+        archive.comment = SAID.encode()
+        for name, content in members.items():
+            info = zipfile.ZipInfo(name, (1995, 5, 5, 5, 5, 5))
+            info.comment = SAID.encode()
+            info.extra = struct.pack("<HH", 0x6375, len(SAID)) + SAID.encode()
+            archive.writestr(info, content)
+    return tmp / f"{KEPT}.zip"
+
+
+def tar_of(tmp, members):
+    with tarfile.open(tmp / f"{KEPT}.tar.gz", "w:gz", format=tarfile.PAX_FORMAT, pax_headers={"comment": SAID}) as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.uname, info.gname = len(content), SAID[:30], SAID[:30]
+            info.pax_headers = {"comment": SAID, "SCHILY.xattr.user.patient": SAID}
+            tar.addfile(info, io.BytesIO(content))
+        link = tarfile.TarInfo(f"{KEPT}-link")
+        link.type, link.linkname = tarfile.SYMTYPE, HEADER[3]
+        tar.addfile(link)
+    return tmp / f"{KEPT}.tar.gz"
+
+
+CONTAINERS = {"folder": folder_of, "zip": zip_of, "tar": tar_of}
+
+
+def spellings(secret):
+    """The bytes by which a secret could be found again, in lower case: texts, encodings, digests without a key."""
+    for text in {secret, secret[::-1], secret.replace("-", ""), secret.replace("/", "\\/"), quote(secret, safe="")}:
+        for encoding in ("utf-8", "utf-16-le", "utf-16-be", "utf-32-le"):
+            yield text.lower().encode(encoding)
+        yield text.encode().hex().encode()
+        yield "".join(f"\\u{ord(c):04x}" for c in text).encode()
+    for shift in range(3):  # base64 of any text that holds it
+        yield base64.b64encode(bytes(shift) + secret.encode())[4 if shift else 0 : -4].lower()
+    names = (
+        secret,
+        f"{KEPT}",
+        f"{KEPT}.zip",
+        f"{KEPT}-0.png",
+        f"{KEPT}/{KEPT}-0.png",
+        f"{KEPT}.zip/{KEPT}/{KEPT}-0.png",
+    )
+    for text, digest in product(names, ("md5", "sha1", "sha256", "blake2b")):
+        raw = hashlib.new(digest, text.encode())
+        yield raw.hexdigest()[:16].encode()
+        yield raw.digest()[:8].lower()
+
+
+HAYSTACK = {
+    kind: {s for secret in secrets for s in spellings(secret)}
+    for kind, secrets in (("header", HEADER), ("place", PLACE))
+}
+
+
+def traces(blob, kinds=("header", "place")):
+    """What of the secrets is in these bytes."""
+    low = bytes(blob).lower()
+    return sorted(spelling for kind in kinds for spelling in HAYSTACK[kind] if spelling in low)
+
+
+def views(name, raw):
+    """A file's name and bytes, and all that unpacks from them: tar members, PNG chunks, pictures in HTML, JSON."""
+    yield name.encode()
+    yield raw
+    if name.endswith(".tar"):
+        with tarfile.open(fileobj=io.BytesIO(raw)) as tar:
+            for info in tar:
+                assert not info.pax_headers
+                yield from views(info.name, tar.extractfile(info).read())
+    elif raw.startswith(b"\x89PNG"):
+        assert set(chunks(raw)) <= {b"IHDR", b"IDAT", b"IEND"}  # none that could hold a word
+        yield zlib.decompress(b"".join(chunks(raw)[b"IDAT"]))
+    elif name.endswith((".json", ".jsonl")):
+        for line in [raw] if name.endswith(".json") else raw.splitlines():
+            yield json.dumps(json.loads(line), ensure_ascii=False).encode()
+    elif name.endswith(".html"):
+        yield html.unescape(raw.decode()).encode()
+        for data in re.findall(rb'base64,([^"]*)"', raw):
+            picture = base64.b64decode(data)
+            assert not Image.open(io.BytesIO(picture)).info.keys() - {
+                "jfif",
+                "jfif_version",
+                "jfif_unit",
+                "jfif_density",
+            }
+            yield picture
+
+
+def chunks(raw):
+    """The contents of a PNG's chunks by type; nothing may follow the last."""
+    found, at = {}, 8
+    while at < len(raw):
+        size, kind = struct.unpack(">I4s", raw[at : at + 8])
+        found.setdefault(kind, []).append(raw[at + 8 : at + 8 + size])
+        at += 12 + size
+    return found
+
+
+def searched(folder):
+    """Assert that nothing below `folder` holds a secret; returns how many files were searched."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    for path in files:
+        for view in views(path.relative_to(folder).as_posix(), path.read_bytes()):
+            assert traces(view) == [], path.relative_to(folder)
+    return len(files)
+
+
+def shell(tmp, *arguments, code=0):
+    """A command as its user runs it. The terminal may show where a file lies, never what is in it."""
+    command = [sys.executable, "-m", "data_shards", *map(str, arguments)]
+    environment = {**os.environ, "XDG_CONFIG_HOME": str(tmp / "config")}
+    done = subprocess.run(command, capture_output=True, check=False, cwd=tmp, env=environment)
+    assert done.returncode == code, done.stderr
+    assert traces(done.stdout + done.stderr, ["header"]) == []
+    return done.stdout.decode()
+
+
+def test_the_search_finds_what_it_should():
+    """A search that finds nothing anywhere would prove nothing."""
+    for blob in (
+        f"x{HEADER[0].upper()}y".encode(),
+        PLACE[0].encode("utf-16-le"),
+        base64.b64encode(f"by {PLACE[0]}, dentist".encode()),
+        hashlib.md5(PLACE[1].encode()).hexdigest().encode(),
+        json.dumps({"a": "\u00e9" + HEADER[2]}).encode(),
+        KEPT.replace("-", "").encode(),
+        "".join(f"\\u{ord(c):04x}" for c in HEADER[1]).encode(),
+    ):
+        assert traces(blob), blob
+    assert traces(os.urandom(1 << 20)) == []
+    for name, raw in (("a.png", png(0)), ("b.jpg", jpeg(0)), ("c.tif", tiff(0))):
+        assert traces(raw), name
+    with pytest.raises(AssertionError):
+        list(views("a.png", png(0)))
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_no_secret_is_in_any_byte_of_a_pack(tmp_path, container):
+    """Every place of every image format, with a pattern that catches a name."""
+    source = CONTAINERS[container](tmp_path, annotated(scans()))
+    pattern = rf"(?P<name>{PLACE[0]}_\d+)_[\d-]+/(?:\w+-)?{KEPT}"
+    shell(tmp_path, "pack", source, "--out", "shards/out", "--patient", pattern)
+    assert len(ShardSet(tmp_path / "shards" / "out")) == len(IMAGES)
+    assert searched(tmp_path / "shards") == 4
+
+
+def annotated(members):
+    return {**members, f"{KEPT}/boxes.csv": table([Path(name).name for name in members][:12])}
+
+
+def test_no_secret_is_in_what_other_commands_write(tmp_path):
+    """A holdout, the page, pictures; and beside the key only names, which are its owner's."""
+    source = zip_of(tmp_path, annotated(scans()))
+    told = shell(tmp_path, "pack", source, "--out", "shards/out", "--holdout", "0.4")
+    assert "columns left out, as they may hold names" in told
+    shell(tmp_path, "describe", "shards/out", "--html", "shards/page.html")
+    shell(tmp_path, "preview", "shards/out", "--out", "shards/sheet.png")
+    shell(tmp_path, "preview", source, "--out", "shards/radiographs.png")
+    shell(tmp_path, "verify", "shards/out")
+    assert searched(tmp_path / "shards") == 11
+    owned = [path for path in (tmp_path / "config").rglob("*") if path.is_file()]
+    assert {path.stat().st_mode & 0o777 for path in owned} == {0o600}
+    beside = b"".join(path.read_bytes() for path in owned)
+    assert traces(beside, ["place"])
+    assert traces(beside, ["header"]) == []
+
+
+def test_a_label_that_is_asked_for_travels_alone(tmp_path):
+    """--labels keeps one column of the table, and the words in it are then wanted; its neighbours stay behind."""
+    rows = f"image,x0,y0,x1,y1,ward,patient\nx.png,4,4,40,50,north,{SAID}\n"
+    source = zip_of(tmp_path, {"x.png": png(0), "boxes.csv": rows.encode()})
+    shell(tmp_path, "pack", source, "--out", "out", "--labels", "ward")
+    assert ShardSet(tmp_path / "out").meta(0)["ward"] == "north"
+    assert searched(tmp_path / "out") == 4
+
+
+def test_an_error_tells_no_secret(tmp_path):
+    """What ends a pack is told by path and reason, not by what was read."""
+    source = zip_of(tmp_path, {f"{KEPT}.png": SAID.encode(), f"{KEPT}.csv": SAID.encode()})
+    shell(tmp_path, "pack", source, "--out", "out", code=2)
+    shell(tmp_path, "preview", source, code=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_killed_pack_leaves_no_secret(tmp_path):
+    """The folder that a killed pack leaves for the next is searched like a finished one."""
+    source = zip_of(tmp_path, {f"{KEPT}/{KEPT}-{i}.png": png_of(i) for i in range(60)})
+    command = [sys.executable, "-m", "data_shards", "pack", source, "--out", "shards/out", "--key", "key"]
+    child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    left = tmp_path / "shards" / ".out.packing"
+    while child.poll() is None and not any(p.stat().st_size > 1 << 16 for p in left.rglob("*")):
+        time.sleep(0.002)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert searched(left) >= 1
+    assert not (tmp_path / "shards" / "out").exists()
+
+
+def png_of(seed):
+    return saved(pixels(seed, (300, 400)), "png", pnginfo=None, exif=exif())
