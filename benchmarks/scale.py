@@ -22,9 +22,9 @@ import numpy as np
 import psutil
 
 from data_shards.index import index_shards
-from data_shards.shard_set import INDEX, MANIFEST, ShardSet
+from data_shards.manifest import INDEX, MANIFEST, stated
+from data_shards.shard_set import ShardSet
 from data_shards.stream import Stream
-from data_shards.verify import checksum
 from pretrain.batches import view_batches
 from pretrain.config import Config, DataConfig
 
@@ -74,7 +74,7 @@ def write_shard(path: Path) -> None:
 
 def link_set(folder: Path, shard: Path, count: int) -> None:
     folder.mkdir()
-    one, digest = index_shards([shard]), checksum(shard)
+    one, digest = index_shards([shard]), stated(shard)["sha256"]
     index = np.tile(one, count)
     index["shard"] = np.repeat(np.arange(count), len(one))
     np.save(folder / INDEX, index)
@@ -83,7 +83,7 @@ def link_set(folder: Path, shard: Path, count: int) -> None:
         name = f"shard-{number:06d}.tar"
         os.link(shard, folder / name)
         shards.append({"name": name, "bytes": shard.stat().st_size, "samples": len(one), "sha256": digest})
-    manifest = {"shards": shards, "index": {"name": INDEX, "sha256": checksum(folder / INDEX)}}
+    manifest = {"shards": shards, "index": {"name": INDEX, "sha256": stated(folder / INDEX)["sha256"]}}
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
