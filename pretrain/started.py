@@ -21,8 +21,8 @@ def shortfall(environment: Mapping[str, str], processes: int) -> str:
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
     if "SLURM_PROCID" in environment and tasks.isdigit() and int(tasks) > 1:
         return (
-            f"srun started {tasks} tasks that know nothing of one another: start one task a node, each with torchrun or "
-            "accelerate launch (`python -m launch slurm` writes such a script)"
+            f"srun started {tasks} tasks that know nothing of one another: start one task a node, each with torchrun "
+            "or accelerate launch (`python -m launch slurm` writes such a script)"
         )
     if {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
         return (
