@@ -22,7 +22,7 @@ PROG = "python -m data_shards"
 def pack_command(argv: Sequence[str]) -> None:
     """Turn archives of radiographs into shards of tooth crops."""
     parser = new_parser(f"{PROG} pack", pack_command.__doc__ or "")
-    parser.add_argument("sources", nargs="+", type=str, help="folders, zip, tar or 7z archives, or image files")
+    parser.add_argument("sources", nargs="+", type=str, help=_SOURCES_HELP)
     parser.add_class_arguments(PackConfig, skip={"sources", "key", "against", "labels"})
     parser.add_argument("--key", type=str | None, default=None, help=_KEY_HELP)
     parser.add_argument("--against", type=list[str], default=[], help=_AGAINST_HELP)
@@ -38,6 +38,7 @@ def pack_command(argv: Sequence[str]) -> None:
         print(f"{config.out}: {found['samples']} crops of {found['patients']} patients, {megabytes:.1f} MB{also}")
 
 
+_SOURCES_HELP = "folders, zip, tar or 7z archives, image files, or quoted patterns of them ('clinic/**/*.zip')"
 _KEY_HELP = "file with the secret that ids are made with (made if absent); default: the user's own key"
 _AGAINST_HELP = "earlier shard folders, whose radiographs are dropped where the same pixels come again"
 _LABELS_HELP = "columns of the table to keep beside the known ones (others are left out, as they may hold names)"

@@ -10,6 +10,7 @@ from typing import Any
 from data_shards.convert import PNG_LEVEL
 from data_shards.crops import MARGIN, MIN_SIDE
 from data_shards.errors import PackError
+from data_shards.limits import SPOOL_GB
 from data_shards.shard_set import MANIFEST
 
 
@@ -18,7 +19,8 @@ class PackConfig:
     """What to pack, and how."""
 
     sources: Sequence[str | Path]
-    """Folders, zip, tar or 7z archives, or image files. Nothing is unpacked."""
+    """Folders, zip, tar or 7z archives, image files, or quoted patterns of them ('clinic/**/*.zip'). Archives in them
+    are read too. Nothing is unpacked."""
     out: str | Path
     """The shard folder to make; it must not hold a finished pack."""
     boxes: str = "auto"
@@ -52,6 +54,9 @@ class PackConfig:
     """A shard's size in 10^6 bytes: big enough for one request to an object store, small enough to copy again."""
     shard_samples: int = 4096
     """A shard's most samples, so that small crops still make enough shards for many readers."""
+    spool_gb: float = SPOOL_GB
+    """Size in 10^9 bytes that the one temporary file for zip and 7z archives inside other archives may reach. It lies
+    in TMPDIR and has no name. 20, as a larger archive is better packed as a source of its own."""
     quiet: bool = False
     """Print nothing, draw no progress bar. False, since a pack may take hours."""
 
@@ -77,6 +82,8 @@ def check(config: PackConfig) -> re.Pattern[str] | None:
         raise PackError(f"{config.workers} workers: give at least 1")
     if not 0 <= config.margin < math.inf or config.min_side < 1:
         raise PackError(f"margin {config.margin}, min_side {config.min_side}: give at least 0 and at least 1")
+    if not 0 <= config.spool_gb < math.inf:
+        raise PackError(f"spool_gb {config.spool_gb}: give 0 (no archives that must be copied) or more 10^9 bytes")
     if not 0 < config.shard_mb < math.inf or config.shard_samples < 1:
         raise PackError(
             f"shard_mb {config.shard_mb}, shard_samples {config.shard_samples}: both must be above 0 and finite"

@@ -74,7 +74,7 @@ def take_inventory(sources: Iterable[tuple[int, Source, Iterable[Member]]], key:
                 _enter(entry, member, inventory, ledgers)
         except MemberError as error:  # the rest of the archive cannot be reached: one line stands for it
             rest = key.id("file", source.name_of(""))
-            ledgers.reject("files", rest, f"{error}: what follows is lost, copy it again")
+            ledgers.reject("files", rest, str(error))
     return inventory
 
 

@@ -45,7 +45,7 @@ def pack(config: PackConfig) -> dict[str, Any]:
     key, made = load_key(config.key)
     if made:
         say(f"made a new key for ids, {made}; keep it: with another, patients get other ids")
-    sources = open_sources(config.sources)
+    sources = open_sources(config.sources, config.spool_gb)
     ledgers = Ledgers()
     inventory = _inventory(sources, key, ledgers, config)
     plan = _plan(config, sources, inventory, key, ledgers)
@@ -92,7 +92,7 @@ def _plan(config: PackConfig, sources: list[Source], inventory: Inventory, key: 
             raise PackError(
                 f"no boxes at {config.boxes}: give {', '.join(CHOICES)}, or a table, label file, folder or archive"
             )
-        sources += open_sources([config.boxes])
+        sources += open_sources([config.boxes], config.spool_gb)
         apart = take_inventory([(len(sources) - 1, sources[-1], sources[-1].members())], key, ledgers)
         given = apart.texts
         inventory.others += [*apart.others, *apart.images, *(text.entry for text in apart.texts)]

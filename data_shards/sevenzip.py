@@ -6,74 +6,53 @@ and judges names by where it would write them. So its decoders are asked here di
 """
 
 import io
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
-from data_shards.errors import MemberError, PackError
+from data_shards.archives import ENCRYPTED, refusal
+from data_shards.errors import MemberError
+from data_shards.limits import Expansion
+from data_shards.member import CHUNK, Checked, Member, Readable
 
-CHUNK = 1 << 20
-"""Bytes decoded at once: with `FEED`, all that is held beside the member that is being read."""
-FEED = 1 << 16
-"""Compressed bytes handed to a decoder at once."""
-
-
-class Packed(NamedTuple):
-    """A member of a 7z archive. To be opened once, before any that comes after it."""
-
-    name: str
-    size: int
-    link: bool
-    special: bool
-    crc: int | None
-    open: Callable[[], IO[bytes]]
+FEED = 1 << 12
+"""Compressed bytes handed to a decoder at once: some give all that is in them, and of 4 KiB at most 128 MiB come."""
 
 
-def open_archive(path: Path) -> Any:
-    """The archive (py7zr.SevenZipFile) with its list of members read.
+def seven_zip_members(file: IO[bytes], whole: Expansion) -> Iterator[Member]:
+    """The files of a 7z in their order. Raises MemberError."""
+    with _opened_archive(file) as archive:
+        try:
+            listed = list(_members(archive, whole))
+        except Exception:  # a list that py7zr read and that makes no sense
+            raise MemberError(f"a 7z archive {_DAMAGED}") from None
+        yield from listed
 
-    Raises PackError where that list is damaged or encrypted, and where py7zr is not installed.
-    """
+
+_DAMAGED = (
+    "whose list of members, at its end, is damaged or cut off: copy it again (or join the parts of a split archive)"
+)
+
+
+def _opened_archive(file: IO[bytes]) -> Any:
+    """The archive (py7zr.SevenZipFile) with its list of members read."""
     try:
         import py7zr
     except ImportError:
-        raise PackError(
-            f'{path} is a 7z archive, which needs py7zr: pip install "tooth-foundations[7z]" '
+        raise MemberError(
+            'a 7z archive, which needs py7zr: pip install "tooth-foundations[7z]" '
             '(in a checkout: pip install -e ".[7z]")'
         ) from None
     try:
-        return py7zr.SevenZipFile(path)
-    except OSError:
-        raise
+        return py7zr.SevenZipFile(file)
     except py7zr.PasswordRequired:
-        raise PackError(f"{path} is an encrypted 7z archive: pack a decrypted copy") from None
+        raise MemberError("an encrypted 7z archive: pack a decrypted copy") from None
     except Exception:  # on damage py7zr raises anything from its own errors to KeyError and struct.error
-        raise PackError(f"the list of members at the end of {path} is damaged or cut off: copy it again") from None
+        raise MemberError(f"a 7z archive {_DAMAGED}") from None
 
 
-def check_archive(path: Path) -> None:
-    """Raise PackError unless the archive can be opened and its list of members makes sense."""
-    with open_archive(path) as archive:
-        _listed(archive, path)
-
-
-def packed_members(path: Path) -> Iterator[Packed]:
-    """The members of the archive in their order, without its folders."""
-    with open_archive(path) as archive:
-        yield from _listed(archive, path)
-
-
-def _listed(archive: Any, path: Path) -> list[Packed]:
-    try:
-        return list(_members(archive))
-    except Exception:  # a list that py7zr read and that makes no sense
-        raise PackError(f"the list of members at the end of {path} is damaged: copy it again") from None
-
-
-def _members(archive: Any) -> Iterator[Packed]:
-    blocks = _blocks(archive)
+def _members(archive: Any, whole: Expansion) -> Iterator[Member]:
+    blocks = _blocks(archive, whole)
     offset = 0
     block: _Block | None = None
     for info in archive.files:
@@ -81,16 +60,17 @@ def _members(archive: Any) -> Iterator[Packed]:
             continue
         link, special = info.is_symlink or info.is_junction, info.is_socket
         if info.emptystream:
-            yield Packed(info.filename, 0, link, special, 0, io.BytesIO)
+            yield Member(info.filename, 0, io.BytesIO, refusal(link, special), "0")
             continue
         if blocks[id(info.folder)] is not block:
             block, offset = blocks[id(info.folder)], 0
         size = int(info.uncompressed)
-        yield Packed(info.filename, size, link, special, info.crc32, partial(_opened, block, offset, size, info.crc32))
+        opened = partial(_opened, block, offset, size, info.crc32)
+        yield Member(info.filename, size, opened, refusal(link, special), f"{size}-{info.crc32}")
         offset += size
 
 
-def _blocks(archive: Any) -> dict[int, "_Block"]:
+def _blocks(archive: Any, whole: Expansion) -> dict[int, "_Block"]:
     """The blocks by the id of py7zr's object for each (which it calls folders)."""
     streams = getattr(archive.header, "main_streams", None)
     if streams is None:  # no member has content
@@ -99,35 +79,30 @@ def _blocks(archive: Any) -> dict[int, "_Block"]:
     bounds = [archive.afterheader + position for position in streams.packinfo.packpositions]
     for folder in streams.unpackinfo.folders:
         start, end = bounds[first], bounds[first + 1]
-        blocks[id(folder)] = _Block(archive.fp, folder, start, end - start)
+        blocks[id(folder)] = _Block(archive.fp, folder, start, end - start, whole)
         first += len(folder.packed_indices)
     return blocks
 
 
-def _opened(block: "_Block", offset: int, size: int, crc: int | None) -> IO[bytes]:
+def _opened(block: "_Block", offset: int, size: int, crc: int | None) -> Readable:
     block.skip_to(offset)
-    return io.BufferedReader(_Content(block, size, crc))
+    content = _Content(block, size)
+    return content if crc is None else Checked(content, crc)
 
 
-class _Content(io.RawIOBase):
-    """The next `size` bytes of a block; at their end the checksum is compared."""
+class _Content:
+    """The next `size` bytes of a block."""
 
-    def __init__(self, block: "_Block", size: int, crc: int | None) -> None:
-        self._block, self._left, self._stated, self._crc = block, size, crc, 0
+    def __init__(self, block: "_Block", size: int) -> None:
+        self._block, self._left = block, size
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, target: Any) -> int:
-        if not self._left:
-            return 0
-        found = self._block.read(min(len(target), self._left))
-        target[: len(found)] = found
+    def read(self, size: int, /) -> bytes:
+        found = self._block.read(min(size, self._left)) if self._left else b""
         self._left -= len(found)
-        self._crc = zlib.crc32(found, self._crc)
-        if not self._left and self._stated is not None and self._crc != self._stated:
-            raise MemberError("damaged in its archive: its checksum is wrong")
-        return len(found)
+        return found
+
+    def close(self) -> None:
+        """Nothing to let go of: the block is the archive's."""
 
 
 class _Feed:
@@ -150,9 +125,10 @@ class _Feed:
 class _Block:
     """A block, decoded forward as far as it is read. After an error nothing more can be read from it."""
 
-    def __init__(self, file: IO[bytes], folder: Any, start: int, packed: int) -> None:
+    def __init__(self, file: IO[bytes], folder: Any, start: int, packed: int, whole: Expansion) -> None:
         self._folder, self._packed = folder, packed
         self._feed = _Feed(file, start)
+        self._growth = Expansion(packed, whole)
         self._left: int = folder.get_unpack_size()  # not yet decoded; LZMA may decode rubbish beyond its end
         self._decoder: Any = None
         self._decoded = bytearray()
@@ -186,12 +162,15 @@ class _Block:
             if not found and not self._feed.given:
                 raise EOFError
             first = self._decoder.chain[0]
+            self._growth.give(len(found))
             self._feed.hungry = getattr(getattr(first, "_decompressor", first), "needs_input", True)
         except Exception as error:  # py7zr and its decoders raise anything on damage
             kind = type(error).__name__
             self._fault = f"damaged in its archive or unreadable ({kind})"
             if kind == "PasswordRequired":
-                self._fault = "encrypted: pack a decrypted copy"
+                self._fault = ENCRYPTED
+            if isinstance(error, MemberError):
+                self._fault = str(error)
             raise MemberError(self._fault) from None
         self._left -= len(found)
         self._decoded += found

@@ -1,165 +1,170 @@
-"""What can be packed: a folder, a zip, a tar (gz, bz2, xz), a 7z or one file, as a stream of members.
+"""What can be packed: folders, archives, archives in them, and single files, as streams of members.
 
 Members are read from where they lie, one after another, and nothing is written under a member's name, so a name that
 climbs out of its archive, is absolute or stands there twice does no harm. Links are not followed.
 """
 
+import glob
+import io
 import os
-import tarfile
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+import stat
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
+from data_shards.archives import refusal
 from data_shards.errors import MemberError, PackError
-from data_shards.member import DAMAGE, MAX_MEMBER_BYTES, Member, too_large
-from data_shards.sevenzip import check_archive, packed_members
+from data_shards.limits import SPOOL_GB, Expansion
+from data_shards.member import Member
+from data_shards.nesting import archive_kind, files_in, inside, unfolded
+from data_shards.spool import Spool
 
 
 @dataclass(frozen=True)
 class Source:
-    """Something to pack. `label` stands for it in the names that ids are made of, wherever it lies on the disk."""
+    """Something to pack. `label` stands for it in the names that ids are made of, wherever it lies on the disk.
+
+    `spool_bytes` is the size of the temporary file for archives inside its archives.
+    """
 
     path: Path
     label: str
-    stream: Callable[[Path], Iterator[Member]]
+    spool_bytes: int = int(SPOOL_GB * 1e9)
 
     def members(self) -> Iterator[Member]:
-        """Its files, each under a name of its own (`x#2` where an archive holds `x` twice).
+        """Its files, each under a name of its own (`x#2` where an archive holds `x` twice), always in the same order.
 
-        Raises MemberError where it ends early.
+        Raises MemberError where it ends early, PackError where the temporary disk is full.
         """
         names: set[str] = set()
+        spool = Spool(self.spool_bytes)
         try:
-            for member in self.stream(self.path):
+            for member in self._files(spool):
                 name, count = member.name, 1
-                while name in names:
+                while member.name in names:
                     count += 1
-                    name = f"{member.name}#{count}"
-                names.add(name)
-                member.name = name
+                    member.name = f"{name}#{count}"
+                names.add(member.name)
                 yield member
                 member.close()
-        except DAMAGE as error:
-            if isinstance(error, MemberError):
-                raise
-            raise MemberError(f"the archive is damaged or ends early ({type(error).__name__})") from None
+        finally:
+            spool.close()
 
     def name_of(self, member_name: str) -> str:
         """The name under which a member is known: `label/member`."""
         return f"{self.label}/{member_name}"
 
+    def check(self) -> None:
+        """Raise PackError where it is an archive that cannot be opened."""
+        if self.path.is_dir():
+            return
+        member = self._file()
+        try:
+            if archive_kind(member.head()):
+                next(files_in(member, Spool(0), Expansion(member.size)), None)
+        except MemberError as error:
+            raise PackError(f"{self.path}: {error}") from None
+        finally:
+            member.close()
 
-def open_sources(paths: Sequence[str | Path]) -> list[Source]:
-    """The sources at `paths`, recognised by content. Raises PackError for one that is not there or cannot be read."""
+    def _files(self, spool: Spool) -> Iterator[Member]:
+        if self.path.is_dir():
+            for member in _in_folder(self.path):
+                yield from unfolded(member, spool)
+                member.close()
+            return
+        member = self._file()
+        try:
+            yield from inside(member, spool) if archive_kind(member.head()) else unfolded(member, spool)
+        except MemberError as error:
+            raise MemberError(f"{error}; what follows in this source is lost") from None
+        finally:
+            member.close()
+
+    def _file(self) -> Member:
+        """The path as a file; where it is a link, the file that it stands for, as the user named it."""
+        path = self.path.resolve()
+        return _member(path, path.name)
+
+
+class _Place(NamedTuple):
+    path: Path
+    label: str
+
+
+def open_sources(paths: Sequence[str | Path], spool_gb: float = SPOOL_GB) -> list[Source]:
+    """The sources at `paths`, which may be patterns such as `clinic/**/*.zip`; archives are recognised by content.
+
+    `spool_gb` is the size in 10^9 bytes of the temporary file for inner archives. Raises PackError for a path or
+    pattern at which nothing lies and for what cannot be read.
+    """
     sources: list[Source] = []
-    for path in map(Path, paths):
-        label = path.resolve().name
-        twins = sum(s.path.resolve().name == label for s in sources)
-        sources.append(Source(path, f"{label}#{twins + 1}" if twins else label, _stream_for(path)))
+    labels: set[str] = set()
+    for place in (place for path in paths for place in _places(path)):
+        label, count = place.label, 1
+        while label in labels:
+            count += 1
+            label = f"{place.label}#{count}"
+        labels.add(label)
+        source = Source(place.path, label, int(spool_gb * 1e9))
+        source.check()
+        sources.append(source)
     return sources
 
 
-def _stream_for(path: Path) -> Callable[[Path], Iterator[Member]]:
+def _places(path: str | Path) -> list[_Place]:
+    """What lies at `path`; of a pattern, what matches, sorted, under names from where the pattern begins.
+
+    So a name does not depend on what else matches. What lies in a folder that matches too comes with that.
+    """
+    whole = Path(path)
     try:
-        if path.is_dir():
-            return _folder
-        with path.open("rb") as file:
-            head = file.read(8)
-        if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):  # is_zipfile alone takes a tar that ends in a zip for one
-            if zipfile.is_zipfile(path):
-                return _zip
-            raise PackError(f"{path} is a zip without its end: it was cut short, copy it again")
-        if head.startswith(b"7z\xbc\xaf\x27\x1c"):
-            check_archive(path)
-            return _seven_zip
-        return _tar if tarfile.is_tarfile(path) else _single
-    except FileNotFoundError:
-        raise PackError(f"nothing to pack at {path}: check the path") from None
-    except DAMAGE as error:
-        if isinstance(error, PackError):
-            raise
-        raise PackError(f"cannot read {path} ({error}): check the file and its rights") from None
+        if whole.exists():
+            return [_Place(whole, whole.resolve().name)]
+    except OSError as error:
+        raise PackError(f"cannot read {path} ({error.strerror}): check the path and its rights") from None
+    plain = next((n for n, part in enumerate(whole.parts) if glob.has_magic(part)), None)
+    if plain is None:
+        raise PackError(f"nothing to pack at {path}: check the path")
+    root = Path(*whole.parts[:plain])
+    found = set(root.glob(str(Path(*whole.parts[plain:]))))  # pathlib's ** enters no links, so it does not go round
+    outermost = sorted(place for place in found if not found.intersection(place.parents))
+    if not outermost:
+        raise PackError(f"nothing matches {path}: check the pattern (`**` stands for folders at any depth)")
+    return [_Place(place, place.relative_to(root).as_posix()) for place in outermost]
 
 
-def _single(path: Path) -> Iterator[Member]:
-    yield Member(path.name, path.stat().st_size, partial(_open, path), stamp=_stamp(path.stat()))
+def _in_folder(folder: Path) -> Iterator[Member]:
+    """The files below a folder in the order of their names, whatever the order of the file system."""
+    waiting = [folder]
+    while waiting:
+        place = waiting.pop()
+        name = place.relative_to(folder).as_posix()
+        try:
+            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+        except OSError as error:
+            yield Member(name, 0, io.BytesIO, f"a folder that cannot be read ({error.strerror})")
+            continue
+        folders = []
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(Path(entry.path))
+            else:
+                yield _member(Path(entry.path), Path(entry.path).relative_to(folder).as_posix())
+        waiting += reversed(folders)
 
 
-def _folder(path: Path) -> Iterator[Member]:
-    unreadable: list[OSError] = []
-    for folder, folders, files in os.walk(path, onerror=unreadable.append):
-        folders.sort()
-        linked = [name for name in folders if (Path(folder) / name).is_symlink()]  # os.walk does not enter them
-        for name in sorted(files + linked):
-            file = Path(folder) / name
-            link, facts = file.is_symlink(), file.lstat()
-            refused = _refusal(link, not link and not file.is_file(), facts.st_size)
-            name = file.relative_to(path).as_posix()
-            yield Member(name, facts.st_size, partial(_open, file), refused, _stamp(facts))
-    for error in unreadable:
-        name = Path(str(error.filename)).relative_to(path).as_posix()
-        yield Member(name, 0, partial(_open, path), "a folder that may not be read")
+def _member(path: Path, name: str) -> Member:
+    """A file that lies by itself on the disk."""
+    try:
+        facts = path.lstat()
+    except OSError as error:
+        return Member(name, 0, io.BytesIO, f"it cannot be read ({error.strerror})")
+    refused = refusal(stat.S_ISLNK(facts.st_mode), not stat.S_ISREG(facts.st_mode))
+    return Member(name, facts.st_size, partial(_opened, path), refused, f"{facts.st_size}-{facts.st_mtime_ns}", path)
 
 
-def _zip(path: Path) -> Iterator[Member]:
-    with zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
-            if info.is_dir():
-                continue
-            link = (info.external_attr >> 16) & 0o170000 == 0o120000
-            refused = "encrypted: pack a decrypted copy" if info.flag_bits & 1 else ""
-            yield Member(
-                info.filename,
-                info.file_size,
-                partial(archive.open, info),
-                refused or _refusal(link, False, info.file_size),
-                f"{info.CRC:08x}-{info.file_size}",
-            )
-
-
-def _tar(path: Path) -> Iterator[Member]:
-    stamp = _stamp(path.stat())
-    with tarfile.open(path, "r|*") as archive:
-        for info in archive:
-            if info.isdir():
-                continue
-            yield Member(
-                info.name,
-                info.size,
-                partial(_extract, archive, info),
-                _refusal(info.issym() or info.islnk(), not info.isfile(), info.size),
-                f"{stamp}/{info.size}-{info.mtime}",
-            )
-
-
-def _seven_zip(path: Path) -> Iterator[Member]:
-    stamp = _stamp(path.stat())
-    for member in packed_members(path):
-        refused = _refusal(member.link, member.special, member.size)
-        yield Member(member.name, member.size, member.open, refused, f"{stamp}/{member.crc}-{member.size}")
-
-
-def _stamp(facts: os.stat_result) -> str:
-    return f"{facts.st_size}-{facts.st_mtime_ns}"
-
-
-def _open(path: Path) -> IO[bytes]:
+def _opened(path: Path) -> IO[bytes]:
     return path.open("rb")
-
-
-def _extract(archive: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
-    file = archive.extractfile(info)
-    if file is None:
-        raise OSError("not a regular file")
-    return file
-
-
-def _refusal(link: bool, special: bool, size: int) -> str:
-    if link:
-        return "a link, which is not followed"
-    if special:
-        return "not a regular file"
-    return too_large(MAX_MEMBER_BYTES) if size > MAX_MEMBER_BYTES else ""
