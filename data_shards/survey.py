@@ -1,7 +1,7 @@
 """Everything that is worth knowing of a shard folder, counted once for the text and for the page."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,8 +83,8 @@ class Survey:
 def survey(samples: ShardSet, quiet: bool = False) -> Survey:
     """Read every sample's JSON and the pixels of `MEASURED` of them. Raises ShardError where they cannot be read."""
     found = Survey(len(samples), len(samples.shard_sizes), _megabytes(samples), samples.manifest)
-    fields: dict[str, Counter[Any]] = {}
-    numbers: dict[str, list[float]] = {}
+    fields: dict[str, Counter[str]] = defaultdict(Counter)
+    numbers: dict[str, list[float]] = defaultdict(list)
     sizes = np.zeros((len(samples), 2))
     patients: Counter[str] = Counter()
     radiographs = set()
@@ -99,9 +99,9 @@ def survey(samples: ShardSet, quiet: bool = False) -> Survey:
             if name in _STRUCTURE:
                 continue
             if name in RESERVED and _is_number(value):
-                numbers.setdefault(name, []).append(float(np.mean(value)))
+                numbers[name].append(float(np.mean(value)) if isinstance(value, list) else float(value))
             else:
-                fields.setdefault(name, Counter())[str(value)] += 1
+                fields[name][str(value)] += 1
     found.numbers = {name: np.array(values) for name, values in sorted(numbers.items())}
     found.radiographs = len(radiographs - {None})
     found.patients = len(patients.keys() - {""})
@@ -173,7 +173,7 @@ def _depth(meta: Mapping[str, Any]) -> str:
 
 
 def _is_number(value: object) -> bool:
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, list):
         return len(value) > 0 and all(_is_number(v) for v in value)
     return isinstance(value, int | float) and not isinstance(value, bool)
 
