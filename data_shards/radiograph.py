@@ -1,82 +1,96 @@
-"""Bytes of an image file into one gray 8-bit radiograph."""
+"""Bytes of an image file, of whatever format, into gray radiographs."""
 
-import io
+import logging
+import re
 import warnings
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+import cv2
 
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "JPEG2000", "GIF", "PPM")
-"""What is decoded, by content. Pillow's other readers (PostScript, vector, icons) hold no radiographs."""
-MAX_PIXELS = 89_478_485
-"""Pillow's own limit against decompression bombs; a panoramic radiograph has 4 to 10 million pixels."""
-DEPTHS = (8, 10, 12, 14, 16)
-"""Bits that detectors deliver."""
+from data_shards import images, tiff
+from data_shards.depth import DAMAGED, DEPTHS, MAX_PIXELS, Radiograph, RadiographError, highest_eight
 
-_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"GIF8")
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".gif", ".pgm", ".ppm")
+__all__ = ["DEPTHS", "MAX_PIXELS", "Radiograph", "RadiographError", "decode", "frames", "looks_like_image"]
 
-
-class RadiographError(ValueError):
-    """An image that cannot be a radiograph. The message is a reason for the ledger and holds no name."""
-
-
-class Radiograph(NamedTuple):
-    """`pixels` uint8 [H, W], dense is bright as stored, upright; `bits` the depth found before the turn to 8."""
-
-    pixels: np.ndarray
-    bits: int
+_SIGNATURES = (*tiff.SIGNATURES, b"\x89PNG", b"\xff\xd8\xff", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"GIF8")
+_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif"),
+    *(".jp2", ".j2k", ".jpx", ".pnm", ".pgm", ".ppm", ".pbm", ".dcm", ".dicom"),
+)
+_PNM = re.compile(rb"P[1-6]\s+(#[^\n]*\n\s*)*\d+\s+\d+\s")
+_BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
 
 
 def looks_like_image(head: bytes, name: str) -> bool:
     """Whether the first bytes are an image's, or the name promises one (then reading it will say what is wrong)."""
     webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
-    return webp or head.startswith(_SIGNATURES) or name.lower().endswith(_SUFFIXES)
+    bmp = head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BMP_HEADERS
+    pnm = _PNM.match(head) is not None
+    return webp or bmp or pnm or head.startswith(_SIGNATURES) or name.lower().endswith(_SUFFIXES)
 
 
-def decode(raw: bytes) -> Radiograph:
-    """Decode an image file of a format in FORMATS, apply its EXIF orientation, and turn it to 8-bit gray.
+def decode(raw: bytes, depth: Literal[8, 16] = 8, burned_in: Literal["reject", "keep"] = "reject") -> Radiograph:
+    """The first image of a file, as `frames` gives it. Raises RadiographError."""
+    first = next(frames(raw, depth, burned_in), None)
+    if isinstance(first, Radiograph):
+        return first
+    raise first or RadiographError("a file without an image")
 
-    Colour becomes luma (ITU-R BT.601), palettes are resolved, alpha is dropped, bilevel becomes 0 and 255. 16-bit
-    values lose their lowest bits so that the image's maximum, rounded up to 8, 10, 12, 14 or 16 bits, fits in 8: 12
-    bits stored in 16 do not turn black. All metadata is left behind. Raises RadiographError.
+
+def frames(
+    raw: bytes, depth: Literal[8, 16] = 8, burned_in: Literal["reject", "keep"] = "reject"
+) -> Iterator[Radiograph | RadiographError]:
+    """Every image of a file, upright and gray; one that cannot be used is its RadiographError, in its place.
+
+    `depth` 8 keeps the highest 8 of the bits found (uint8); 16 keeps all (uint16 where there are more than 8). All
+    metadata but the allowed facts is left behind. The first `next` raises RadiographError where the whole file is
+    unusable. Nothing is printed or logged, as decoders quote headers.
     """
     if not raw:
         raise RadiographError("an empty file")
     if raw.startswith(b"version https://git-lfs"):
         raise RadiographError("a Git LFS pointer: fetch the file that it stands for")
+    found = (tiff if raw.startswith(tiff.SIGNATURES) else images).frames(raw)
+    started = False
+    while True:
+        try:
+            frame = _next(found)
+        except RadiographError as error:  # the iterator has ended with it
+            if not started:
+                raise
+            frame = error
+        if frame is None:
+            return
+        started = True
+        if isinstance(frame, Radiograph) and depth == 8:
+            frame = frame._replace(pixels=highest_eight(frame.pixels, frame.bits))
+        yield frame
+
+
+def _next(found: Iterator[Radiograph | RadiographError]) -> Radiograph | RadiographError | None:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
-                image.load()
-                image = ImageOps.exif_transpose(image)
-                return _to_gray(image)
+        with _silence():
+            return next(found, None)
     except RadiographError:
         raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise RadiographError(f"over {MAX_PIXELS} pixels, taken for a decompression bomb") from None
-    except UnidentifiedImageError:
-        raise RadiographError("not an image of a known format, whatever its name says") from None
-    except Exception:  # Pillow's readers raise anything from OSError to struct.error on damaged files
-        raise RadiographError("the image is damaged or cut short") from None
+    except Exception:  # decoders raise anything on damaged files, and their messages quote headers
+        raise RadiographError(DAMAGED) from None
 
 
-def _to_gray(image: Image.Image) -> Radiograph:
-    if image.mode == "F":
-        raise RadiographError("floating-point pixels without a stated range: save it with 8 or 16 bits")
-    if image.mode.startswith("I"):
-        return _to_eight_bits(np.asarray(image))
-    if image.mode in ("P", "PA", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"):
-        image = image.convert("RGB")
-    return Radiograph(np.array(image.convert("L"), dtype=np.uint8), 8)
-
-
-def _to_eight_bits(values: np.ndarray) -> Radiograph:
-    lowest, highest = int(values.min()), int(values.max())
-    if lowest < 0 or highest >= 1 << DEPTHS[-1]:
-        raise RadiographError("pixel values outside 0 to 65535: save it with 8 or 16 bits")
-    bits = next(d for d in DEPTHS if highest < 1 << d)
-    return Radiograph((values.astype(np.uint16) >> (bits - 8)).astype(np.uint8), bits)
+@contextmanager
+def _silence() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in ("PIL", "pydicom", "pylibjpeg")]
+    before = [logger.disabled for logger in loggers]
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        for logger in loggers:
+            logger.disabled = True
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled

@@ -608,7 +608,7 @@ def test_every_mode_becomes_gray():
         else:
             assert np.abs(pixels.astype(int) - gray).max() <= (8 if mode == "P" else 2), mode
     with pytest.raises(RadiographError, match="floating-point"):
-        decode(saved(gray.astype(np.float32), "tiff"))
+        decode(saved(gray.astype(np.float32) + 0.5, "tiff"))
 
 
 def test_fdi_numbers():
