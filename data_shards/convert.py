@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import cv2
@@ -13,6 +14,7 @@ from data_shards.boxes import Box
 from data_shards.crops import CropError, cut, region
 from data_shards.ids import Key
 from data_shards.index import BLOCK
+from data_shards.orient import exif_orientation, place
 from data_shards.radiograph import RadiographError, decode
 
 PNG_LEVEL = 1
@@ -65,9 +67,11 @@ def convert(job: Job, key: Key, pixel_aspect: float, margin: float, min_side: in
     rejected: list[tuple[str, str]] = []
     taken: dict[tuple[object, ...], str] = {}
     for box in job.boxes:
-        scale = (width, height, width, height) if box.relative else (1, 1, 1, 1)
-        x0, y0, x1, y1 = (round(c * s, 3) for c, s in zip(box.corners, scale, strict=True))
-        corners = (x0, y0, x1, y1)
+        try:
+            corners = place(box, (width, height), partial(exif_orientation, job.raw))
+        except CropError as error:
+            rejected.append((box.id, str(error)))
+            continue
         if taken.setdefault((corners, *box.labels.items()), box.id) != box.id:
             rejected.append((box.id, "the same box with the same label stands there twice"))
             continue

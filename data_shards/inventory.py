@@ -1,5 +1,7 @@
-"""The first pass over the sources: every file entered in the ledger, images and annotation texts told apart."""
+"""The first pass over the sources: every file entered in the ledger; images, masks and annotation texts told apart."""
 
+import codecs
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -8,13 +10,29 @@ from typing import NamedTuple
 from data_shards.errors import MemberError
 from data_shards.ids import Key
 from data_shards.ledger import Ledgers
+from data_shards.masks import Mask, read_mask
 from data_shards.member import Member
 from data_shards.radiograph import looks_like_image
 from data_shards.sources import Source
 
 NEITHER = "not a radiograph or an annotation"
-ANNOTATION_SUFFIXES = (".txt", ".csv", ".tsv", ".yaml", ".yml", ".names")
+ANNOTATION_SUFFIXES = (".txt", ".csv", ".tsv", ".yaml", ".yml", ".names", ".json", ".xml")
+"""Texts with these names are read whatever they begin with; others where they begin as an annotation does."""
+IMAGE_COLUMNS = (
+    *("image", "image_path", "path", "file", "filename"),
+    *("file_name", "image_name", "image_file", "img", "imagename"),
+)
+"""Names of the column of a table that says which image a row is about; the first of them that a table has."""
+MASK_FOLDERS = frozenset(
+    ("mask", "masks", "segmentation", "segmentations", "seg", "labelmaps", "segmentationclass", "segmentationobject")
+)
+TWIN_FOLDERS = MASK_FOLDERS | {
+    *("image", "images", "img", "imgs", "jpegimages", "label", "labels", "annotation", "annotations", "xml", "txt")
+}
+"""Folders that part the images of a set from what is known of them: left out where files are paired."""
+_MASK_NAME = re.compile(r"[_-](?:mask|seg|segmentation)(\.[^./]*)?$", re.IGNORECASE)
 _MAX_TEXT_BYTES = 256 << 20  # a table of three million boxes
+_STARTS = re.compile(r"\s*([{\[<]|[-+]?(\d|\.\d))")  # JSON, XML, a row of numbers
 
 
 class Entry(NamedTuple):
@@ -26,15 +44,30 @@ class Entry(NamedTuple):
     radiograph: str
 
     @property
+    def path(self) -> PurePosixPath:
+        """Its name as a path, also where an archive parts folders by backslashes."""
+        return PurePosixPath(self.name.replace("\\", "/"))
+
+    @property
     def stem(self) -> str:
         """Its name without folders and suffix."""
-        return PurePosixPath(self.name).stem
+        return self.path.stem
 
     @property
     def place(self) -> tuple[tuple[str, ...], str]:
-        """Folders and stem, with `images` and `labels` folders taken out: equal for an image and its YOLO file."""
-        path = PurePosixPath(self.name)
-        return tuple(p for p in path.parts[:-1] if p.lower() not in ("images", "labels")), path.stem
+        """Folders without TWIN_FOLDERS, and the stem: equal for an image and what is known of it."""
+        path = self.path
+        return tuple(p for p in path.parts[:-1] if p.lower() not in TWIN_FOLDERS), path.stem
+
+    @property
+    def names_mask(self) -> bool:
+        """Whether its name is a mask's: in a folder for masks or `labels`, or `<stem>_mask.<suffix>`."""
+        folders = {part.lower() for part in self.path.parts[:-1]}
+        return bool(folders & (MASK_FOLDERS | {"label", "labels"}) or _MASK_NAME.search(self.name))
+
+    def unmasked(self) -> "Entry":
+        """Itself under the stem of the image that it would be a mask of."""
+        return self._replace(name=_MASK_NAME.sub(r"\1", self.name))
 
 
 class Text(NamedTuple):
@@ -46,7 +79,14 @@ class Text(NamedTuple):
     @property
     def suffix(self) -> str:
         """Its suffix in lower case, such as `.csv`."""
-        return PurePosixPath(self.entry.name).suffix.lower()
+        return self.entry.path.suffix.lower()
+
+
+class Masked(NamedTuple):
+    """An image that its name says is a mask, and what it shows."""
+
+    entry: Entry
+    mask: Mask
 
 
 @dataclass
@@ -55,14 +95,26 @@ class Inventory:
 
     images: list[Entry] = field(default_factory=list)
     texts: list[Text] = field(default_factory=list)
+    masks: list[Masked] = field(default_factory=list)
     others: list[Entry] = field(default_factory=list)
     """Files that no crop can come of: for the table of ids, which tells their owner what was rejected."""
 
+    def entries(self) -> Iterable[Entry]:
+        """Every file."""
+        yield from self.images
+        yield from (text.entry for text in self.texts)
+        yield from (masked.entry for masked in self.masks)
+        yield from self.others
 
-def take_inventory(sources: Iterable[tuple[int, Source, Iterable[Member]]], key: Key, ledgers: Ledgers) -> Inventory:
-    """Read the heads of all members, and annotation texts whole. Every one enters the `files` ledger.
 
-    `sources` gives each source's number, itself and its members (through which a progress bar may look).
+def take_inventory(
+    sources: Iterable[tuple[int, Source, Iterable[Member]]], key: Key, ledgers: Ledgers, annotations: bool = False
+) -> Inventory:
+    """Read the heads of all members, and annotation texts and masks whole. Every one enters the `files` ledger.
+
+    `sources` gives each source's number, itself and its members (through which a progress bar may look). With
+    `annotations` the sources hold annotations alone, so their images are masks; else one is a mask if its name says so
+    and the image that it would be a mask of is there.
     """
     inventory = Inventory()
     for number, source, members in sources:
@@ -71,25 +123,62 @@ def take_inventory(sources: Iterable[tuple[int, Source, Iterable[Member]]], key:
                 name = source.name_of(member.name)
                 entry = Entry(number, name, key.id("file", name), key.id("radiograph", name))
                 ledgers.see("files", entry.file)
-                _enter(entry, member, inventory, ledgers)
+                _enter(entry, member, inventory, ledgers, annotations)
         except MemberError as error:  # the rest of the archive cannot be reached: one line stands for it
             rest = key.id("file", source.name_of(""))
             ledgers.reject("files", rest, str(error))
+    if not annotations:
+        _return_images(inventory)
+    for image in inventory.images:
+        ledgers.see("radiographs", image.radiograph)
     return inventory
 
 
-def _enter(entry: Entry, member: Member, inventory: Inventory, ledgers: Ledgers) -> None:
+def _enter(entry: Entry, member: Member, inventory: Inventory, ledgers: Ledgers, annotations: bool) -> None:
     try:
-        annotation = member.name.lower().endswith(ANNOTATION_SUFFIXES)
         head = member.head()
         if looks_like_image(head, member.name):
-            inventory.images.append(entry)
-            ledgers.see("radiographs", entry.radiograph)
-        elif annotation and b"\0" not in head:
-            inventory.texts.append(Text(entry, member.read(_MAX_TEXT_BYTES).decode("utf-8-sig", "replace")))
+            if annotations or entry.names_mask:
+                inventory.masks.append(Masked(entry, read_mask(member.read())))
+            else:
+                inventory.images.append(entry)
+        elif _may_annotate(head, entry):
+            inventory.texts.append(Text(entry, _decoded(member.read(_MAX_TEXT_BYTES))))
         else:
             inventory.others.append(entry)
             ledgers.reject("files", entry.file, NEITHER if head else "an empty file")
     except MemberError as error:
         inventory.others.append(entry)
         ledgers.reject("files", entry.file, str(error))
+
+
+def _return_images(inventory: Inventory) -> None:
+    """Make images again of what has a mask's name but no image that it could be a mask of."""
+    places = {image.place for image in inventory.images}
+    stems = {image.stem for image in inventory.images}
+    candidates, inventory.masks = inventory.masks, []
+    for candidate in candidates:
+        meant = candidate.entry.unmasked()
+        if meant.place in places or meant.stem in stems:
+            inventory.masks.append(candidate)
+        else:
+            inventory.images.append(candidate.entry)
+
+
+def _may_annotate(head: bytes, entry: Entry) -> bool:
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return True
+    if b"\0" in head or not head:
+        return False
+    first = _decoded(head)
+    header = first.partition("\n")[0].lower()
+    return (
+        entry.path.suffix.lower() in ANNOTATION_SUFFIXES
+        or _STARTS.match(first) is not None
+        or any(name in re.split(r"[,;\t]", header.replace('"', "").strip()) for name in IMAGE_COLUMNS)
+    )
+
+
+def _decoded(raw: bytes) -> str:
+    utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as spreadsheets save "Unicode text"
+    return raw.decode("utf-16" if utf16 else "utf-8-sig", "replace")

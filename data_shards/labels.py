@@ -30,43 +30,68 @@ RESERVED = frozenset(
 )
 """Fields of a sample that no label may overwrite."""
 
-_FDI = re.compile(r"(?<!\d)([1-4][1-8])(?!\d)")
+_FDI = re.compile(r"(?<!\d)([1-4][1-8]|[5-8][1-5])(?!\d)")
+_NUMBERED = re.compile(r"(?:tooth|teeth|fdi|class|t)?[\s_.#:-]*(\d+)", re.IGNORECASE)
+_TOOTH_COLUMNS = ("fdi", "tooth", "class", "label")
+"""Columns that may hold a tooth's number, in the order of trust."""
 _LONGEST = 64  # a label is a category; anything longer is prose
 
 
 def tooth_labels(fdi: int) -> dict[str, str | int]:
-    """`fdi` 11 to 48 with what follows from it: `tooth_type`, and `position`, the number with left folded onto right.
+    """What follows from an FDI number. Of a permanent tooth, 11 to 48: `fdi`, `tooth_type`, and `position`, the number
+    with left folded onto right. Of a primary tooth, 51 to 85: `primary_tooth` alone, as it is none of those classes.
 
     Positions are 11 to 18 in the upper and 41 to 48 in the lower jaw: 16 classes that a mirror does not change.
     """
     quadrant, place = divmod(fdi, 10)
+    if quadrant > 4:
+        return {"primary_tooth": fdi}
     return {"fdi": fdi, "tooth_type": TOOTH_TYPES[place], "position": {1: 10, 2: 10, 3: 40, 4: 40}[quadrant] + place}
 
 
-def fdi_in(text: str) -> int | None:
-    """The one FDI number of a permanent tooth (11 to 48) in a text such as `11`, `tooth_36` or `FDI 48`; else None."""
+def tooth_in(text: str) -> int | None:
+    """The one FDI number in a text such as `11`, `tooth_36`, `FDI 48` or `55` (a primary tooth); else None."""
     found = set(_FDI.findall(text))
     return int(found.pop()) if len(found) == 1 else None
 
 
-def labels_of_class(name: str) -> dict[str, str | int]:
-    """Labels of a detection class: its name as `class`, and the tooth's where the name is an FDI number."""
-    fdi = fdi_in(name)
-    labels: dict[str, str | int] = {"class": name[:_LONGEST]}
-    return labels if fdi is None else labels | tooth_labels(fdi)
+class LabelList:
+    """Labels of one list of classes or one table: each kept once, however many boxes have it.
+
+    The values that a source gives are texts; a class's number without its name is an int, and is no tooth's.
+    """
+
+    def __init__(self, listed: Iterable[str] = ()) -> None:
+        self._listed = frozenset(listed)
+        self._kept: dict[tuple[tuple[str, str | int], ...], dict[str, str | int]] = {}
+
+    def of(self, labels: Mapping[str, str | int]) -> dict[str, str | int]:
+        """These labels, as an object that all boxes with them share."""
+        key = tuple(labels.items())
+        if key not in self._kept:
+            self._kept[key] = {k: v[:_LONGEST] if isinstance(v, str) else v for k, v in key}
+        return self._kept[key]
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def name_teeth(self) -> None:
+        """Add to all what their texts say of teeth, once everything in the list has been seen."""
+        kept = list(self._kept.values())
+        columns = [c for c in _TOOTH_COLUMNS if c == "fdi" or _counts_teeth(c, kept, self._listed)]
+        for labels in kept:
+            teeth = (tooth_in(v) for c in columns if isinstance(v := labels.get(c, 0), str))
+            tooth = next((t for t in teeth if t is not None), None)
+            labels.pop("fdi", None)  # it stays only as the number of a permanent tooth
+            labels.update(tooth_labels(tooth) if tooth else {})
+            labels.update({k: str(v) for k, v in labels.items() if k == "class"})
 
 
-def bare_class(number: int) -> dict[str, str | int]:
-    """Labels of a class without a name: its number, which must not be taken for a tooth's."""
-    return {"class": str(number)}
+def _counts_teeth(column: str, kept: Iterable[Mapping[str, str | int]], listed: Iterable[str]) -> bool:
+    """Whether numbers in a column are FDI numbers: all that stand alone, or behind `tooth`, are teeth of ISO 3950.
 
-
-def labels_of_row(row: Mapping[str, str], kept: Iterable[str]) -> dict[str, str | int]:
-    """Labels of a table's row: the `kept` columns that are filled, and what an FDI number in them says of the tooth."""
-    labels: dict[str, str | int] = {c: row[c].strip()[:_LONGEST] for c in kept if (row.get(c) or "").strip()}
-    for column in ("fdi", "tooth", "class", "label"):
-        fdi = fdi_in(str(labels.get(column, "")))
-        if fdi is not None:
-            return {**labels, **tooth_labels(fdi)}
-    labels.pop("fdi", None)  # not a permanent tooth's number, so not under that name
-    return labels
+    Else a list that counts to 32 would have its 11 taken for an incisor.
+    """
+    texts = {v for labels in kept if isinstance(v := labels.get(column), str)}
+    numbers = [m[1] for text in (*texts, *listed) if (m := _NUMBERED.fullmatch(text.strip()))]
+    return all(_FDI.fullmatch(number) or int(number) == 0 for number in numbers)  # 0: background

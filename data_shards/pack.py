@@ -17,19 +17,20 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_shards.boxes import CHOICES, BoxPlan, plan_boxes
+from data_shards.boxes import BoxPlan
 from data_shards.config import PackConfig, check, recorded
 from data_shards.convert import Converted, Job, convert
 from data_shards.errors import MemberError, PackError
 from data_shards.folder import Chunk
+from data_shards.given import given_annotations
 from data_shards.ids import Key, load_key, remember
-from data_shards.inventory import Entry, Inventory, Text, take_inventory
+from data_shards.inventory import Entry, Inventory, take_inventory
 from data_shards.ledger import Ledgers
 from data_shards.member import Member
 from data_shards.parallel import spread
+from data_shards.planning import plan_boxes
 from data_shards.settle import settle, write_parts
 from data_shards.shard_set import MANIFEST, ShardSet
-from data_shards.shares import source_id, source_shares
 from data_shards.sources import Source, open_sources
 
 __all__ = ["PackConfig", "pack"]
@@ -49,7 +50,8 @@ def pack(config: PackConfig) -> dict[str, Any]:
     sources = open_sources(config.sources, config.spool_gb)
     ledgers = Ledgers()
     inventory = _inventory(sources, key, ledgers, config)
-    plan = _plan(config, sources, inventory, key, ledgers)
+    given = given_annotations(str(config.boxes), sources, inventory, key, ledgers, config.spool_gb)
+    plan = plan_boxes(str(config.boxes), inventory, given, config.labels, key, ledgers)
     say(f"boxes: {plan.format} ({plan.why})")
     if plan.whole:
         say("warning: whole images are taken as crops; text burnt into their borders would enter the shards")
@@ -65,13 +67,10 @@ def pack(config: PackConfig) -> dict[str, Any]:
         spool = folder / "spool"
         done, chunks = _convert_all(config, sources, inventory.images, plan, patients, key, ledgers, spool)
         settle(done, plan, earlier, inventory.images, ledgers)
-        entries = [*inventory.images, *(text.entry for text in inventory.texts), *inventory.others]
-        shares = source_shares(sources, entries, done, ledgers, key)
-        manifest = write_parts(folder, done, chunks, spool, recorded(config, plan.format), key, ledgers, shares)
+        manifest = write_parts(folder, done, chunks, spool, recorded(config, plan.format), key, ledgers)
         spool.unlink()
         if key.table is not None:
-            remember(key.table, ((source_id(key, source), "source", str(source.path.resolve())) for source in sources))
-            remember(key.table, _table(sources, inventory, plan, patients))
+            remember(key.table, _table(sources, [*inventory.entries(), *given.entries()], plan, patients))
         _finish(folder, out)
     return manifest
 
@@ -85,38 +84,6 @@ def _inventory(sources: list[Source], key: Key, ledgers: Ledgers, config: PackCo
                 yield member
 
         return take_inventory(((n, s, watched(s.members())) for n, s in enumerate(sources)), key, ledgers)
-
-
-def _plan(config: PackConfig, sources: list[Source], inventory: Inventory, key: Key, ledgers: Ledgers) -> BoxPlan:
-    given: list[Text] = []
-    if config.boxes not in CHOICES and (inside := _texts_inside(Path(config.boxes), sources, inventory)):
-        given = inside
-    elif config.boxes not in CHOICES:
-        if not Path(config.boxes).exists():
-            raise PackError(
-                f"no boxes at {config.boxes}: give {', '.join(CHOICES)}, or a table, label file, folder or archive"
-            )
-        sources += open_sources([config.boxes], config.spool_gb)
-        apart = take_inventory([(len(sources) - 1, sources[-1], sources[-1].members())], key, ledgers)
-        given = apart.texts
-        inventory.others += [*apart.others, *apart.images, *(text.entry for text in apart.texts)]
-        for image in apart.images:
-            ledgers.reject("files", image.file, "an image beside the annotations: name it as a source")
-            ledgers.reject("radiographs", image.radiograph, "an image beside the annotations: name it as a source")
-    return plan_boxes(config.boxes, inventory, given, config.labels, key, ledgers)
-
-
-def _texts_inside(boxes: Path, sources: list[Source], inventory: Inventory) -> list[Text]:
-    """The texts at `boxes` where that is one of the sources or lies in one: they are in the ledgers already."""
-    found = []
-    for text in inventory.texts:
-        source = sources[text.entry.source]
-        place = source.path.resolve()
-        if place.is_dir():
-            place /= text.entry.name.removeprefix(f"{source.label}/")
-        if boxes.resolve().is_relative_to(source.path.resolve()) and place.is_relative_to(boxes.resolve()):
-            found.append(text)
-    return found
 
 
 def _patients(
@@ -207,7 +174,7 @@ def _jobs(
 
 
 def _table(
-    sources: list[Source], inventory: Inventory, plan: BoxPlan, patients: dict[str, tuple[str, str]]
+    sources: list[Source], entries: Iterable[Entry], plan: BoxPlan, patients: dict[str, tuple[str, str]]
 ) -> Iterator[tuple[str, str, str]]:
     """(id, kind, path) of every input, for the table beside the key."""
 
@@ -219,7 +186,7 @@ def _table(
 
     for id_, entry, row in plan.lost:
         yield id_, "box", f"{place(entry)} (its row {row})"
-    for entry in [*inventory.images, *(t.entry for t in inventory.texts), *inventory.others]:
+    for entry in entries:
         where = place(entry)
         yield entry.file, "file", where
         if entry.radiograph in patients:

@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 
 from data_shards.describe import BARS, LISTED, counted, duplicate_lines, headline, printable
+from data_shards.drawing import caption
 from data_shards.errors import PackError
-from data_shards.preview import caption, eight_bits
+from data_shards.preview import eight_bits
 from data_shards.shard_set import ShardSet
 from data_shards.survey import QUANTILES, Survey, spread_over
 

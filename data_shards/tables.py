@@ -3,19 +3,25 @@
 import csv
 import io
 from collections.abc import Collection, Iterator
+from functools import partial
 from typing import NamedTuple
 
-from data_shards.inventory import Text
+from data_shards.annotation import Annotation, Corners, Row, in_shares, stated_size
+from data_shards.inventory import IMAGE_COLUMNS, Text
 from data_shards.labels import KNOWN_COLUMNS, RESERVED
 
-IMAGE_COLUMNS = ("image", "image_path", "path", "file", "filename")
-"""Names of the column that says which image a row is about; the first of them that a table has."""
-CORNERS = ("x0", "y0", "x1", "y1")
-_PLACES = frozenset(
-    (*CORNERS, *("x2", "y2", "x", "y", "w", "h", "cx", "cy", "x_center", "y_center", "left", "top", "right", "bottom"))
-) | frozenset(
-    (*("xmin", "ymin", "xmax", "ymax", "x_min", "y_min", "x_max", "y_max"), *("bbox", "box", "bounding_box", "polygon"))
+CORNERS = (
+    *(("x0", "y0", "x1", "y1"), ("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax")),
+    *(("x_min", "y_min", "x_max", "y_max"), ("left", "top", "right", "bottom")),
 )
+"""Names of the columns with a box's edges; the first four that a table has count."""
+_STARTS = (("x", "y"), ("left", "top"), ("xmin", "ymin"), ("x_min", "y_min"), ("bbox_x", "bbox_y"))
+_CENTRES = (("cx", "cy"), ("x_center", "y_center"), ("xc", "yc"), ("x_centre", "y_centre"))
+_SIDES = (("w", "h"), ("width", "height"), ("bbox_w", "bbox_h"), ("bbox_width", "bbox_height"), ("box_w", "box_h"))
+_IMAGE_SIZES = (("image_width", "image_height"), ("img_width", "img_height"), ("width", "height"))
+_PLACES = frozenset(name for names in (*CORNERS, *_STARTS, *_CENTRES) for name in names) | {
+    *("bbox", "box", "bounding_box", "polygon", "segmentation")
+}
 """A table with one of these is about parts of images, so its rows label no whole ones."""
 
 
@@ -28,9 +34,23 @@ class Table(NamedTuple):
     image: str
 
     @property
-    def boxes(self) -> bool:
-        """Whether its rows are boxes."""
-        return set(CORNERS) <= set(self.columns)
+    def place(self) -> tuple[str, ...]:
+        """The four columns that say where a row's box is: edges, else start or centre with sides; empty if none do."""
+        there = set(self.columns)
+        for names in CORNERS:
+            if there >= set(names):
+                return names
+        for starts in (*_STARTS, *_CENTRES):
+            for sides in _SIDES:
+                if there >= {*starts, *sides}:
+                    return (*starts, *sides)
+        return ()
+
+    @property
+    def size(self) -> tuple[str, ...]:
+        """The two columns that state the image's width and height, if there are such beside the box's own."""
+        there = set(self.columns) - set(self.place)
+        return next((names for names in _IMAGE_SIZES if there >= set(names)), ())
 
     def whole(self, asked: Collection[str]) -> bool:
         """Whether its rows label whole images: it says nothing of places, and has a known or an `asked` column."""
@@ -41,13 +61,34 @@ class Table(NamedTuple):
         return [c for c in self.others() if c in KNOWN_COLUMNS or c in asked]
 
     def others(self) -> list[str]:
-        """The columns that may be labels: all but the image, the corners and the names that samples use."""
-        return [c for c in self.columns if c and c != self.image and c not in CORNERS and c not in RESERVED]
+        """The columns that may be labels: all but the image, the box and the names that samples use."""
+        used = {self.image, *self.place, *RESERVED}
+        return [c for c in self.columns if c and c not in used]
 
     def dropped(self, asked: Collection[str]) -> list[str]:
         """The columns that are left out."""
-        used = {self.image, *self.kept(asked), *(CORNERS if self.boxes else ())}
+        used = {self.image, *self.kept(asked), *self.place, *self.size}
         return [c for c in self.columns if c not in used]
+
+    def annotation(self, asked: Collection[str]) -> Annotation:
+        """Its rows as boxes, or as whole images where it has none.
+
+        Corners are shares of the sides where `in_shares` says so of all in the table, else pixels.
+        """
+        return Annotation("csv", self.text.entry, partial(self._rows, asked), False, self.text.entry.file)
+
+    def _rows(self, asked: Collection[str]) -> Iterator[Row]:
+        kept, place, size = self.kept(asked), self.place, self.size
+        relative = not place or in_shares([c for row in self.rows() for c in _corners(row, place) or ()])
+        for number, row in enumerate(self.rows()):
+            labels = {c: row[c].strip() for c in kept if (row.get(c) or "").strip()}
+            image = (row[self.image] or "").strip() or "?"
+            stated = stated_size(row[size[0]], row[size[1]]) if size else None
+            corners = _corners(row, place) if place else (0.0, 0.0, 1.0, 1.0)
+            if corners is None:
+                yield Row(number, labels=labels, image=image, reason="its corners are not four numbers")
+            else:
+                yield Row(number, corners, labels, image, relative, stated)
 
     def rows(self) -> Iterator[dict[str, str]]:
         """The rows below the header, by column."""
@@ -61,16 +102,28 @@ class Table(NamedTuple):
 
 def read_table(text: Text) -> Table | None:
     """The table in a text, whichever of `,` `;` and tab divides it; None where no column names images."""
-    if text.suffix not in (".csv", ".tsv"):
-        return None
     found = []
+    start = text.text[:65536]
     for delimiter in ",;\t":
         try:
-            header = next(csv.reader(io.StringIO(text.text[:65536]), delimiter=delimiter), [])
+            header = next(csv.reader(io.StringIO(start), delimiter=delimiter), [])
         except csv.Error:  # before Python 3.11: a NUL
             continue
         columns = [c.strip().lower() for c in header]
         image = next((c for c in IMAGE_COLUMNS if c in columns), None)
-        if image is not None:
+        if image is not None and (len(columns) > 1 or text.suffix in (".csv", ".tsv")):
             found.append(Table(text, columns, delimiter, image))
     return max(found, key=lambda table: len(table.columns), default=None)
+
+
+def _corners(row: dict[str, str], place: tuple[str, ...]) -> Corners | None:
+    """The edges in a row; None where its four columns are not numbers."""
+    try:
+        a, b, c, d = (float(row[name]) for name in place)
+    except (TypeError, ValueError):
+        return None
+    if place in CORNERS:
+        return a, b, c, d
+    if place[:2] in _CENTRES:
+        return a - c / 2, b - d / 2, a + c / 2, b + d / 2
+    return a, b, a + c, b + d

@@ -1,13 +1,13 @@
 """YOLO text: `class cx cy w h` rows, polygon rows, and the lists that name the classes."""
 
 import math
-from collections.abc import Iterator
-from functools import lru_cache
-from pathlib import PurePosixPath
+from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
 
 import yaml
 
-from data_shards.inventory import Text
+from data_shards.annotation import Annotation, Corners, Row
+from data_shards.inventory import Entry, Text
 
 
 class RowError(ValueError):
@@ -19,7 +19,34 @@ def rows_of(text: str) -> Iterator[tuple[int, str]]:
     return ((n, row) for n, row in enumerate(text.splitlines(), 1) if row.strip())
 
 
-def parse_row(row: str) -> tuple[int, tuple[float, float, float, float]]:
+def read_yolo(text: Text, lists: Sequence[Text]) -> Annotation:
+    """A text as YOLO rows, with the names in the class list of the closest folder above it, else in the first."""
+    names = _nearest(lists, text.entry)
+    known = class_names(names) if names else {}
+    scope = names.entry if names else None
+    rows = partial(_rows, text.text, known)
+    return Annotation("yolo", text.entry, rows, True, scope.file if scope else "", known.values(), scope)
+
+
+def _rows(text: str, known: dict[int, str]) -> Iterator[Row]:
+    for number, row in rows_of(text):
+        try:
+            category, corners = parse_row(row)
+        except RowError as error:
+            yield Row(number, reason=str(error))
+            continue
+        yield Row(number, corners, {"class": known.get(category, category)}, relative=True)
+
+
+def _nearest(lists: Sequence[Text], entry: Entry) -> Text | None:
+    def depth(text: Text) -> int:
+        folder = text.entry.path.parts[:-1]
+        return len(folder) if entry.path.parts[: len(folder)] == folder else -1
+
+    return max(lists, key=depth, default=None)
+
+
+def parse_row(row: str) -> tuple[int, Corners]:
     """Class and x0, y0, x1, y1 (shares of the image's sides) of a row.
 
     5 fields are a box, 6 a box with a confidence, 7 and more (an odd number) a polygon, of which the bounding box is
@@ -48,7 +75,7 @@ def parse_row(row: str) -> tuple[int, tuple[float, float, float, float]]:
 
 def class_names(text: Text) -> dict[int, str]:
     """Class names in a `data.yaml` (`names:`, list or mapping), a `classes.txt` or `obj.names`; empty if it is none."""
-    return _class_names(text.suffix, PurePosixPath(text.entry.name).name.lower(), text.text)
+    return _class_names(text.suffix, text.entry.path.name.lower(), text.text)
 
 
 @lru_cache(maxsize=8)

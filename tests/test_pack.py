@@ -26,7 +26,7 @@ from data_shards.crops import CropError, cut, region
 from data_shards.errors import PackError
 from data_shards.ids import Key, load_key, locate, remember, table_beside
 from data_shards.index import index_shards
-from data_shards.labels import fdi_in, labels_of_row, tooth_labels
+from data_shards.labels import LabelList, tooth_in, tooth_labels
 from data_shards.pack import PackConfig, pack
 from data_shards.radiograph import RadiographError, decode
 from data_shards.shard_set import ShardSet
@@ -379,7 +379,7 @@ def test_a_table_without_boxes_labels_whole_images(tmp_path, capsys, column):
 def test_what_is_no_table_of_whole_images(tmp_path):
     """Tables without a label that is kept, of boxes in other words, or beside boxes of another kind."""
     members = {"a.png": saved(image(1))}
-    for number, header in enumerate(["image,age", "filename,class,xmin,ymin,xmax,ymax", "image,class,x,y,w,h"]):
+    for number, header in enumerate(["image,age", "filename,class,polygon", "image,class,x,y"]):
         row = ",".join(["a.png", "1", "2", "3", "4", "5"][: header.count(",") + 1])
         source = zipped(tmp_path / f"{number}.zip", {**members, "t.csv": f"{header}\n{row}\n"})
         manifest = packed(source, tmp_path / f"out{number}")
@@ -612,14 +612,17 @@ def test_every_mode_becomes_gray():
 
 
 def test_fdi_numbers():
-    assert [fdi_in(t) for t in ("11", "tooth_36", "FDI 48", "19", "51", "111", "11 or 12", "", "11-11")] == [
-        *(11, 36, 48, None, None, None, None, None, 11)
+    assert [tooth_in(t) for t in ("11", "tooth_36", "FDI 48", "19", "51", "111", "11 or 12", "", "11-11")] == [
+        *(11, 36, 48, None, 51, None, None, None, 11)
     ]
     positions = {tooth_labels(10 * q + p)["position"] for q in (1, 2, 3, 4) for p in range(1, 9)}
     assert len(positions) == 16
     assert tooth_labels(21) == {"fdi": 21, "tooth_type": "incisor", "position": 11}
     assert tooth_labels(34) == {"fdi": 34, "tooth_type": "premolar", "position": 44}
-    assert labels_of_row({"fdi": "99", "finding": " caries "}, ["fdi", "finding"]) == {"finding": "caries"}
+    names = LabelList()
+    labels = names.of({"fdi": "99", "finding": "caries"})
+    names.name_teeth()
+    assert labels == {"finding": "caries"}
 
 
 def test_an_output_that_exists_is_left_alone(tmp_path):

@@ -1,0 +1,41 @@
+"""Plain text beside an image: `x0 y0 x1 y1 [label]` lines."""
+
+import math
+import re
+from collections.abc import Iterator
+from functools import partial
+
+from data_shards.annotation import Annotation, Corners, Row, in_shares
+from data_shards.inventory import Text
+from data_shards.yolo import rows_of
+
+_DIVIDED = re.compile(r"[\s,;]+")
+
+
+def read_lines(text: Text) -> Annotation:
+    """A text as lines of corners and labels, divided by blanks, commas or semicolons.
+
+    Corners are shares of the sides where `in_shares` says so of all in the file, else pixels.
+    """
+    return Annotation("lines", text.entry, partial(_rows, text.text), True, str(text.entry.path.parent))
+
+
+def parse_line(line: str) -> tuple[Corners, str] | None:
+    """Corners and label (may be empty) of a line; None where it does not begin with four finite numbers."""
+    fields = _DIVIDED.split(line.strip(), maxsplit=4)
+    try:
+        x0, y0, x1, y1 = (float(field) for field in fields[:4])
+    except ValueError:
+        return None
+    corners = x0, y0, x1, y1
+    return (corners, "".join(fields[4:])) if all(math.isfinite(c) for c in corners) else None
+
+
+def _rows(text: str) -> Iterator[Row]:
+    parsed = [(number, parse_line(line)) for number, line in rows_of(text)]
+    relative = in_shares([c for _, found in parsed if found for c in found[0]])
+    for number, found in parsed:
+        if found is None:
+            yield Row(number, reason="not a line of four corners and a label")
+        else:
+            yield Row(number, found[0], {"class": found[1]} if found[1] else {}, relative=relative)

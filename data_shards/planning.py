@@ -1,0 +1,229 @@
+"""From annotations of any format to the boxes of every radiograph: what was found, which kind counts, and why."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from data_shards.annotation import Annotation, FormatError, Row
+from data_shards.boxes import Box, BoxPlan
+from data_shards.errors import PackError
+from data_shards.finder import ImageFinder
+from data_shards.ids import Key
+from data_shards.inventory import NEITHER, Entry, Inventory
+from data_shards.labels import LabelList
+from data_shards.ledger import Ledgers
+from data_shards.recognise import KINDS, Recognised, recognise
+
+ORPHAN = "no radiograph for it"
+ROWLESS = "no row of a table labels it"
+TAKEN = "another annotation file has its radiograph"
+CLASSLESS = "no class: it lies in no folder of its source"
+CHOICES = ("auto", "none", "folders", "labelled", *KINDS)
+"""What `--boxes` may say beside the place of annotations."""
+WHOLE = (0.0, 0.0, 1.0, 1.0)
+NOTHING_FOUND = f"no annotations ({', '.join(KINDS)}) were found"
+
+
+def plan_boxes(
+    choice: str, inventory: Inventory, given: Inventory, labels: Sequence[str], key: Key, ledgers: Ledgers
+) -> BoxPlan:
+    """Find the boxes of every radiograph; what cannot be used is entered in the ledgers with its reason.
+
+    `choice` is one of CHOICES, or anything else for the annotations `given`; `labels` names columns to keep beside
+    KNOWN_COLUMNS. Raises PackError where the annotations asked for hold no boxes.
+    """
+    finder = ImageFinder(inventory.images)
+    sought = inventory if choice in CHOICES else given
+    forced = choice if choice in KINDS else ""
+    found = recognise(sought, [*inventory.texts, *given.texts], finder, labels, forced)
+    kinds = {kind: found.boxes[kind] for kind in KINDS if kind in found.boxes and forced in ("", kind)}
+    images = sorted(inventory.images, key=lambda image: image.name)
+    if choice in ("none", "folders"):
+        plan = _whole(images, "asked for", choice == "folders", key, ledgers)
+    elif kinds:
+        plan = _from_annotations(kinds, found, images, finder, key, ledgers)
+    elif found.whole and forced in ("", "csv"):  # only now, as a table beside boxes is but a list of the images
+        plan = _from_whole_tables(found, labels, finder, key, ledgers)
+    elif choice in ("auto", "labelled"):
+        plan = _whole(images, NOTHING_FOUND, choice == "labelled", key, ledgers)
+    elif forced:
+        raise PackError(f"no annotations of the kind {forced} were found: choose another --boxes")
+    else:
+        raise PackError(
+            f"no boxes in {choice}: give COCO json, VOC xml, YOLO text, lines of corners, masks, or a table with the "
+            "columns image,x0,y0,x1,y1 (for whole images, image and a label: finding, class or one named with --labels)"
+        )
+    if "csv" in plan.format:
+        _check_columns(found, labels, plan)
+    _close(plan, images, [inventory, given], found, ledgers)
+    return plan
+
+
+def _whole(images: Sequence[Entry], why: str, classes: bool, key: Key, ledgers: Ledgers) -> BoxPlan:
+    """Every image as one crop; with `classes`, labelled with the folder that directly holds it."""
+    plan = BoxPlan("none", f"{why}: every image is one crop", whole=True)
+    names = LabelList()
+    for image in images:
+        labels: Mapping[str, str | int] = {}
+        if classes:
+            folders = image.path.parts[1:-1]  # the first part is the source
+            if not folders or folders[-1] in ("/", ".."):
+                continue
+            labels = {"class": folders[-1]}
+        box = Box(key.id("box", image.name), WHOLE, True, names.of(labels))
+        ledgers.see("boxes", box.id)
+        plan.add(image, box)
+    if classes:
+        plan.format, plan.boxless = "folders", CLASSLESS
+        plan.why += f", its folder its class, {len(names)} classes"
+    names.name_teeth()
+    return plan
+
+
+def _from_annotations(
+    kinds: Mapping[str, Sequence[Annotation]],
+    found: Recognised,
+    images: Iterable[Entry],
+    finder: ImageFinder,
+    key: Key,
+    ledgers: Ledgers,
+) -> BoxPlan:
+    """Boxes of the kind that covers most radiographs, for each source by itself: a source is one annotator's work."""
+    chosen = _chosen(kinds, images, finder)
+    used = [kind for kind in KINDS if kind in chosen.values()] or list(kinds)[:1]
+    why = "; ".join(_told(kind, kinds[kind], found) for kind in used)
+    if left := [f"{len(kinds[kind])} {kind} file(s)" for kind in kinds if kind not in used]:
+        why += f"; left: {', '.join(left)}, which cover no more radiographs; force one with --boxes KIND"
+    plan = BoxPlan("+".join(used), why)
+    for kind in used:
+        _enter(kinds[kind], plan, finder, chosen, key, ledgers)
+    return plan
+
+
+def _told(kind: str, annotations: Sequence[Annotation], found: Recognised) -> str:
+    """What was found of a kind, for the terminal."""
+    told = f"{len(annotations)} {kind} file(s)"
+    if kind == "csv":
+        columns = dict.fromkeys(f"{t.image}, {', '.join(t.place)}" for t in found.tables if t.place)
+        told = f"{len(annotations)} table(s) with the columns {' or '.join(columns)}"
+    if kind == "yolo":
+        told = f"{len(annotations)} YOLO files" + (" and their class names" if found.lists else ", no class names")
+        if found.unsure:
+            told += f"; {found.unsure} could be x0 y0 x1 y1 lines as well: --boxes lines reads them so"
+    return told
+
+
+def _chosen(kinds: Mapping[str, Sequence[Annotation]], images: Iterable[Entry], finder: ImageFinder) -> dict[int, str]:
+    """The kind that counts for each source of radiographs that any covers, by the source's number."""
+    if len(kinds) == 1:
+        return {image.source: kind for kind in kinds for image in images}
+    covered: dict[int, dict[str, set[str]]] = {}
+    for kind, annotations in kinds.items():
+        for annotation in annotations:
+            try:
+                for row in annotation.rows():
+                    image = None if row.reason else _meant(row, annotation, finder)
+                    if image is not None:
+                        covered.setdefault(image.source, {}).setdefault(kind, set()).add(image.radiograph)
+            except FormatError:
+                continue
+    return {source: max(by_kind, key=lambda kind: len(by_kind[kind])) for source, by_kind in covered.items()}
+
+
+def _meant(row: Row, annotation: Annotation, finder: ImageFinder) -> Entry | None:
+    """The radiograph of a row: the one that it names, else (for a file about one image) the one beside its file."""
+    named = finder.named(row.image) if row.image else None
+    return finder.beside(annotation.entry) if named is None and annotation.single else named
+
+
+def _enter(
+    annotations: Iterable[Annotation],
+    plan: BoxPlan,
+    finder: ImageFinder,
+    chosen: Mapping[int, str],
+    key: Key,
+    ledgers: Ledgers,
+) -> None:
+    """Enter every row of annotations of one kind, as a box or as lost."""
+    lists: dict[str, LabelList] = {}
+    taken: dict[str, Entry] = {}
+    for annotation in annotations:
+        entry = annotation.entry
+        names = lists.setdefault(annotation.scope, LabelList(annotation.listed))
+        ids = plan.files.setdefault(entry.file, [])
+        rows = 0
+        try:
+            for row in annotation.rows():
+                rows += 1
+                id_ = key.id("box", entry.name, str(row.number))
+                ledgers.see("boxes", id_)
+                image = _meant(row, annotation, finder)
+                reason = row.reason
+                if image is None:
+                    reason = reason or ORPHAN
+                elif chosen.get(image.source, annotation.kind) != annotation.kind:
+                    reason = "its radiograph has boxes of another kind"
+                elif annotation.single and taken.setdefault(image.radiograph, entry) is not entry:
+                    reason = TAKEN
+                if reason or image is None:
+                    plan.lose(id_, entry, row.number, reason, ledgers)
+                    continue
+                ids.append(id_)
+                plan.add(image, Box(id_, row.corners, row.relative, names.of(row.labels), row.stated))
+            if not rows:
+                ledgers.reject("files", entry.file, "it holds no boxes")
+        except FormatError as error:
+            ledgers.reject("files", entry.file, str(error))
+        if not ids and annotation.single and finder.beside(entry) is None:
+            ledgers.reject("files", entry.file, ORPHAN)
+        if annotation.lists is not None:
+            plan.files.setdefault(annotation.lists.file, []).extend(ids)
+    for names in lists.values():
+        names.name_teeth()
+
+
+def _from_whole_tables(
+    found: Recognised, asked: Sequence[str], finder: ImageFinder, key: Key, ledgers: Ledgers
+) -> BoxPlan:
+    """Whole images, labelled by the rows of tables."""
+    named = ", ".join(dict.fromkeys(t.image for t in found.whole))
+    kept = ", ".join(dict.fromkeys(c for t in found.whole for c in t.kept(asked)))
+    why = f"{len(found.whole)} table(s) with the column {named}, labels ({kept}) and no boxes: a row is a whole image"
+    plan = BoxPlan("csv of whole images", why, whole=True, boxless=ROWLESS)
+    _enter([table.annotation(asked) for table in found.whole], plan, finder, {}, key, ledgers)
+    return plan
+
+
+def _check_columns(found: Recognised, asked: Sequence[str], plan: BoxPlan) -> None:
+    """Enter the columns that are left out. Raises PackError for one that is asked for and not there."""
+    for table in found.whole if plan.whole else (t for t in found.tables if t.place):
+        plan.dropped_columns += table.dropped(asked)
+        if missing := set(asked) - set(table.others()):
+            there = ", ".join(table.others())
+            raise PackError(f"no column {', '.join(sorted(missing))} for --labels: there are {there}")
+
+
+def _close(
+    plan: BoxPlan, images: Iterable[Entry], inventories: Iterable[Inventory], found: Recognised, ledgers: Ledgers
+) -> None:
+    """Reject the radiographs without boxes, and the annotations that were not gone through."""
+    for image in images:
+        if image.radiograph not in plan.boxes:
+            ledgers.reject("radiographs", image.radiograph, plan.boxless)
+    known = {annotation.entry.file for annotations in found.boxes.values() for annotation in annotations}
+    known |= {text.entry.file for text in [*found.lists, *(table.text for table in found.whole)]}
+    tables = {table.text.entry.file for table in found.tables}
+    for inventory in inventories:
+        for text in inventory.texts:
+            file = text.entry.file
+            if file in plan.files:
+                continue
+            if file in known:
+                reason = f"annotations of another kind than {plan.format}"
+            elif file in tables:
+                reason = "a table of images without a label column that is kept, or with boxes in unknown columns"
+            else:
+                reason = NEITHER if text.text.strip() else "an empty file"
+            ledgers.reject("files", file, reason)
+        for masked in inventory.masks:
+            if masked.entry.file not in plan.files:
+                reason = f"a mask, and the boxes are of another kind ({plan.format})"
+                ledgers.reject("files", masked.entry.file, masked.mask.reason or reason)
