@@ -31,6 +31,7 @@ from data_shards.parallel import spread
 from data_shards.planning import plan_boxes
 from data_shards.settle import settle, write_parts
 from data_shards.shard_set import MANIFEST, ShardSet
+from data_shards.shares import source_id, source_shares
 from data_shards.sources import Source, open_sources
 
 __all__ = ["PackConfig", "pack"]
@@ -67,10 +68,13 @@ def pack(config: PackConfig) -> dict[str, Any]:
         spool = folder / "spool"
         done, chunks = _convert_all(config, sources, inventory.images, plan, patients, key, ledgers, spool)
         settle(done, plan, earlier, inventory.images, ledgers)
-        manifest = write_parts(folder, done, chunks, spool, recorded(config, plan.format), key, ledgers)
+        entries = [*inventory.entries(), *given.entries()]
+        shares = source_shares(sources, entries, done, ledgers, key)
+        manifest = write_parts(folder, done, chunks, spool, recorded(config, plan.format), key, ledgers, shares)
         spool.unlink()
         if key.table is not None:
-            remember(key.table, _table(sources, [*inventory.entries(), *given.entries()], plan, patients))
+            remember(key.table, ((source_id(key, source), "source", str(source.path.resolve())) for source in sources))
+            remember(key.table, _table(sources, entries, plan, patients))
         _finish(folder, out)
     return manifest
 

@@ -58,10 +58,12 @@ def write_parts(
     settings: dict[str, Any],
     key: Key,
     ledgers: Ledgers,
+    shares: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """The shard folder, with its holdout in it as a shard folder of its own. Returns the manifest.
 
-    The ledgers of the main manifest are the whole pack's. Raises PackError where a part would be empty.
+    The ledgers and `shares` (see `source_shares`) of the main manifest are the whole pack's. Raises PackError where a
+    part would be empty.
     """
     used = [c for c in done if ledgers.is_used("radiographs", c.radiograph)]
     share = settings["holdout"]
@@ -80,6 +82,7 @@ def write_parts(
     manifest = _write_part(folder, kept, chunks, spool, settings, key)
     statistics_held = held_manifest["statistics"] if held_manifest else {}
     manifest["holdout"] = {name: statistics_held.get(name, 0) for name in ("samples", "radiographs", "patients")}
+    manifest["sources"] = shares
     manifest["ledgers"] = ledgers.totals()
     manifest["reasons"] = {name: dict(sorted(counts.items())) for name, counts in ledgers.reasons().items()}
     written = manifest["statistics"]["samples"] + manifest["holdout"]["samples"]

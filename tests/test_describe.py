@@ -15,6 +15,7 @@ from PIL import Image
 
 from data_shards.__main__ import main
 from data_shards.describe import describe
+from data_shards.ids import Key
 from data_shards.manifest import read_manifest
 from data_shards.pack import PackConfig, pack
 from data_shards.page import as_page
@@ -80,6 +81,24 @@ def test_the_text_fits_a_terminal_and_cannot_steer_it(packed):
         assert words in told
     for name, ledger in read_manifest(packed)["ledgers"].items():
         assert [name, *map(str, ledger.values())] in [line.split() for line in told.splitlines()]
+
+
+def test_each_source_has_its_share(tmp_path):
+    rng = np.random.default_rng(0)
+    counts = {"north": 3, "south": 1, "west": 0}
+    for place, count in counts.items():
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "notes.md").write_text(place)
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 255, (40, 30), dtype=np.uint8)).save(tmp_path / place / f"{place}{i}.png")
+    key = Key(b"a public key for tests", None)
+    manifest = pack(PackConfig([tmp_path / p for p in counts], tmp_path / "out", key=key.secret, quiet=True))
+    expected = [
+        {"id": key.id("source", place), "files": count + 1, "radiographs": count, "crops": count}
+        for place, count in counts.items()
+    ]
+    assert manifest["sources"] == sorted(expected, key=lambda share: share["id"])
+    assert f"{key.id('source', 'north')}        4            3        3    75.0%" in describe(tmp_path / "out")
 
 
 class Page(HTMLParser):

@@ -26,6 +26,9 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
+from pydicom import Dataset, FileMetaDataset, Sequence
+from pydicom.dataset import FileDataset
+from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from data_shards.shard_set import ShardSet
 
@@ -108,7 +111,57 @@ def bmp(seed):
     return saved(pixels(seed), "bmp") + SAID.encode()
 
 
-IMAGES = {"png": png, "jpg": jpeg, "tif": tiff, "webp": webp, "jp2": jpeg2000, "gif": gif, "pgm": pnm, "bmp": bmp}
+def dicom(seed, **fields):
+    """Secrets in every element that may hold text, in private ones, in the file's meta information, in the preamble."""
+    about = FileMetaDataset()
+    about.TransferSyntaxUID = ExplicitVRLittleEndian
+    about.MediaStorageSOPClassUID = UID("1.2.840.10008.5.1.4.1.1.1.3")
+    about.MediaStorageSOPInstanceUID = UID(f"1.2.{HEADER[1]}.{seed}")
+    about.SourceApplicationEntityTitle, about.SendingApplicationEntityTitle = HEADER[0], HEADER[0]
+    about.PrivateInformationCreatorUID, about.PrivateInformation = UID(f"1.2.{HEADER[1]}"), SAID.encode()
+    image = FileDataset(None, {}, file_meta=about, preamble=SAID.encode().ljust(128, b" "))
+    image.SOPClassUID, image.SOPInstanceUID = about.MediaStorageSOPClassUID, about.MediaStorageSOPInstanceUID
+    image.PatientName, image.PatientID, image.PatientBirthDate = f"{HEADER[0]}^A", f"{HEADER[1]}-{seed}", HEADER[2]
+    for name in TEXTS:
+        setattr(image, name, SAID[:64])
+    for name in ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "DateOfLastCalibration"):
+        setattr(image, name, HEADER[2])
+    for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "DetectorID"):
+        setattr(image, name, f"1.2.{HEADER[1]}")
+    image.OtherPatientIDsSequence = Sequence([Dataset()])
+    image.OtherPatientIDsSequence[0].PatientID = HEADER[1]
+    private = image.private_block(0x0099, HEADER[0], create=True)
+    private.add_new(1, "LT", SAID)
+    image.Rows, image.Columns = 60, 48
+    image.SamplesPerPixel, image.PhotometricInterpretation, image.PixelRepresentation = 1, "MONOCHROME2", 0
+    image.BitsAllocated = image.BitsStored = 8
+    image.HighBit = 7
+    image.PixelData = pixels(seed).tobytes()
+    for name, value in fields.items():
+        setattr(image, name, value)
+    buffer = io.BytesIO()
+    image.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue() + SAID.encode()
+
+
+TEXTS = (
+    *("AccessionNumber", "InstitutionName", "InstitutionAddress", "ReferringPhysicianName", "StationName"),
+    *("StudyDescription", "SeriesDescription", "PerformingPhysicianName", "OperatorsName", "Manufacturer"),
+    *("ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions", "ProtocolName", "StudyID", "ImageComments"),
+    *("PatientComments", "PatientAddress", "AdditionalPatientHistory", "RequestedProcedureDescription"),
+    *("DerivationDescription", "DetectorDescription", "AcquisitionDeviceProcessingDescription"),
+)
+
+IMAGES = {
+    "png": png,
+    "jpg": jpeg,
+    "tif": tiff,
+    "webp": webp,
+    "jp2": jpeg2000,
+    "gif": gif,
+    "pgm": pnm,
+    "bmp": bmp,
+}
 
 
 def scans():
@@ -162,7 +215,16 @@ def tar_of(tmp, members):
     return tmp / f"{KEPT}.tar.gz"
 
 
-CONTAINERS = {"folder": folder_of, "zip": zip_of, "tar": tar_of}
+def nested_of(tmp, members):
+    """A folder of a tar of a zip, and beside it archives that cannot be opened."""
+    inner = zip_of(tmp, members)
+    outer = {inner.name: inner.read_bytes(), f"cut-{inner.name}": inner.read_bytes()[:-90], f"{KEPT}.7z": SAID.encode()}
+    tar = tar_of(tmp, outer)
+    inner.unlink()
+    return folder_of(tmp, {tar.name: tar.read_bytes(), f"cut-{tar.name}": tar.read_bytes()[:5000]})
+
+
+CONTAINERS = {"folder": folder_of, "zip": zip_of, "tar": tar_of, "nested": nested_of}
 
 
 def spellings(secret):
@@ -293,7 +355,11 @@ def annotated(members):
 def test_no_secret_is_in_what_other_commands_write(tmp_path):
     """A holdout, the page, pictures; and beside the key only names, which are its owner's."""
     source = zip_of(tmp_path, annotated(scans()))
-    told = shell(tmp_path, "pack", source, "--out", "shards/out", "--holdout", "0.4")
+    (tmp_path / "config").mkdir()
+    key = tmp_path / "config" / "fixed"
+    key.write_text("who is held out follows from the key: this one parts them")
+    key.chmod(0o600)
+    told = shell(tmp_path, "pack", source, "--out", "shards/out", "--holdout", "0.4", "--key", key)
     assert "columns left out, as they may hold names" in told
     shell(tmp_path, "describe", "shards/out", "--html", "shards/page.html")
     shell(tmp_path, "preview", "shards/out", "--out", "shards/sheet.png")
@@ -305,6 +371,71 @@ def test_no_secret_is_in_what_other_commands_write(tmp_path):
     beside = b"".join(path.read_bytes() for path in owned)
     assert traces(beside, ["place"])
     assert traces(beside, ["header"]) == []
+
+
+def coco():
+    """Secrets in every field that no crop needs, and in entries with every mistake."""
+    image = {"id": 1, "file_name": f"{KEPT}/{KEPT}-0.png", "width": 48, "height": 60, "date_captured": HEADER[2]}
+    image |= {"coco_url": SAID, "flickr_url": SAID, "license": 1, "patient": {"name": SAID}}
+    box = {"id": 7, "image_id": 1, "category_id": 1, "bbox": [4, 4, 36, 46], "iscrowd": 0, "area": 1}
+    box |= {"caption": SAID, "attributes": {"patient": SAID, HEADER[0]: 1}, "segmentation": [[4, 4, 40, 4, 40, 50]]}
+    wrong = [
+        box | {"id": 8, "image_id": 99},
+        box | {"id": SAID, "category_id": 99},
+        box | {"id": 10, "bbox": [SAID, 4, 36, 46]},
+        box | {"id": 11, "bbox": SAID},
+        box | {"id": 12, "image_id": SAID},
+    ]
+    whole = {
+        "info": {"contributor": SAID, "description": SAID, "date_created": HEADER[2], "url": SAID},
+        "licenses": [{"id": 1, "name": SAID, "url": SAID}],
+        "images": [image, {"id": 2, "file_name": f"/{KEPT}/gone.png"}],
+        "annotations": [box, *wrong],
+        "categories": [{"id": 1, "name": "11", "supercategory": "tooth", "keypoints": [SAID]}],
+    }
+    return {f"{KEPT}/{KEPT}.json": json.dumps(whole).encode()}
+
+
+def voc():
+    objects = "".join(
+        f"<object><name>{name}</name><pose>{SAID}</pose><bndbox>{corners}</bndbox><note>{SAID}</note></object>"
+        for name, corners in (
+            ("11", "<xmin>5</xmin><ymin>5</ymin><xmax>40</xmax><ymax>50</ymax>"),
+            ("12", f"<xmin>{SAID}</xmin><ymin>5</ymin><xmax>40</xmax><ymax>50</ymax>"),
+        )
+    )
+    source = f"<source><database>{SAID}</database><annotation>{SAID}</annotation></source><owner>{SAID}</owner>"
+    text = f"<annotation><!-- {SAID} --><folder>{SAID}</folder><filename>{KEPT}-0.png</filename><path>{SAID}</path>"
+    return {f"{KEPT}/{KEPT}-0.xml": f"{text}{source}{objects}</annotation>".encode()}
+
+
+def yolo():
+    rows = f"0 0.5 0.5 0.6 0.6\n{SAID}\n0 {HEADER[1]} 0.5 0.5 0.5\n1 0.5 0.5 0 0.5\n"
+    listed = f"# {SAID}\npath: {HEADER[3]}\ntrain: {SAID}\nnames: ['11']\ndownload: {SAID}\n"
+    return {f"{KEPT}/{KEPT}-0.txt": rows.encode(), f"{KEPT}/data.yaml": listed.encode()}
+
+
+def lines():
+    return {f"{KEPT}/{KEPT}-0.txt": f"4 4 40 50\n{SAID}\n5 5 {HEADER[0]} 50\n".encode()}
+
+
+def masks():
+    """The mask is a file with metadata of its own, and its name holds the secret."""
+    drawn = np.zeros((60, 48), np.uint8)
+    drawn[10:50, 10:40] = 255
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("Author", SAID)
+    return {f"{KEPT}/masks/{KEPT}-0.png": saved(drawn, "png", pnginfo=chunks, exif=exif())}
+
+
+@pytest.mark.parametrize("annotations", [coco, voc, yolo, lines, masks])
+def test_no_secret_is_in_boxes_of_any_format(tmp_path, annotations):
+    """Annotations with the secrets in all that surrounds the boxes, which have the mistakes that are rejected."""
+    source = zip_of(tmp_path, {f"{KEPT}/{KEPT}-0.png": png(0), **annotations()})
+    told = shell(tmp_path, "pack", source, "--out", "out")
+    assert annotations.__name__ in told
+    assert 1 <= len(ShardSet(tmp_path / "out")) <= 2
+    assert searched(tmp_path / "out") == 4
 
 
 def test_a_label_that_is_asked_for_travels_alone(tmp_path):
