@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_shards.convert import PNG_LEVEL
+from data_shards.convert import CODEC
 from data_shards.crops import MARGIN, MIN_SIDE
 from data_shards.errors import PackError
 from data_shards.limits import SPOOL_GB
@@ -108,7 +108,7 @@ def recorded(config: PackConfig, boxes: str) -> dict[str, Any]:
         "holdout": config.holdout,
         "shard_mb": config.shard_mb,
         "shard_samples": config.shard_samples,
-        "codec": f"png, level {PNG_LEVEL}",
+        "codec": CODEC,
         "polarity": "dense is bright, as stored in the sources",
     }
 

@@ -12,7 +12,7 @@ import numpy as np
 BITS = 256
 WITHIN = 32
 """Bits in which near duplicates may differ. Of 100 copies that lost 2 % on each side 97 are found, less altered ones
-all; of 90,000 pairs of panoramics the nearest strangers differ in 51, and one pair in some ten millions would in 32."""
+all; of 90,000 pairs of panoramics the nearest strangers differ in 51, and less than one in a million would in 32."""
 
 _SCAN = 256
 _SIDE = 64

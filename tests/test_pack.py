@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from data_shards.convert import encode_png
 from data_shards.crops import CropError, cut, region
 from data_shards.errors import PackError
 from data_shards.ids import Key, load_key, locate, remember, table_beside
@@ -754,3 +755,14 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     assert re.search(r"^error: cannot write .*File too large.*free some space", done.stderr, re.MULTILINE)
     assert "Traceback" not in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zip", "key"]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_the_stored_png_loses_nothing_and_is_small_where_nothing_varies(dtype: type) -> None:
+    white = np.iinfo(dtype).max
+    noise = np.random.default_rng(0).integers(0, white + 1, (300, 200)).astype(dtype)
+    for pixels, most in ((np.full((300, 200), white, dtype), 0.02), (noise, 1.02), (noise[:1, :1], 100)):
+        raw = encode_png(pixels)
+        with Image.open(io.BytesIO(raw)) as image:  # another reader than the stream's
+            assert np.array_equal(np.asarray(image), pixels)
+        assert len(raw) < most * pixels.nbytes
