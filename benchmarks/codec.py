@@ -2,8 +2,8 @@
 
     python benchmarks/codec.py --shards shards/ufba shards/phantom --out codec
 
-Crops are taken evenly from each shard folder, at 8 bits as they are, and at 12 bits in 16 as detectors deliver them:
-the crop, smoothed, with noise of 12 levels of 4095 (deep crops of the shards are taken as well). Reading is what the stream
+Crops are taken evenly from each shard folder, at 8 bits as they are, and at 12 bits in 16 as detectors deliver:
+the crop, smoothed, with noise of 12 levels of 4095 (deep crops of the shards are taken too). Reading is what the stream
 does (`data_shards.sample.gray_of`, by OpenCV), beside Pillow. Milliseconds are of the process's own time on one core,
 the median of rounds in which the codecs take turns. Tables go to the terminal, every figure to OUT/codec.json.
 """
