@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from typing import Literal
 
 import cv2
+from pydicom import config
 
-from data_shards import images, tiff
+from data_shards import dicom, images, tiff
 from data_shards.depth import DAMAGED, DEPTHS, MAX_PIXELS, Radiograph, RadiographError, highest_eight
+from data_shards.dicom_form import looks_like_dicom
 
 __all__ = ["DEPTHS", "MAX_PIXELS", "Radiograph", "RadiographError", "decode", "frames", "looks_like_image"]
 
@@ -28,7 +30,8 @@ def looks_like_image(head: bytes, name: str) -> bool:
     webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
     bmp = head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BMP_HEADERS
     pnm = _PNM.match(head) is not None
-    return webp or bmp or pnm or head.startswith(_SIGNATURES) or name.lower().endswith(_SUFFIXES)
+    known = webp or bmp or pnm or looks_like_dicom(head)
+    return known or head.startswith(_SIGNATURES) or name.lower().endswith(_SUFFIXES)
 
 
 def decode(raw: bytes, depth: Literal[8, 16] = 8, burned_in: Literal["reject", "keep"] = "reject") -> Radiograph:
@@ -52,7 +55,10 @@ def frames(
         raise RadiographError("an empty file")
     if raw.startswith(b"version https://git-lfs"):
         raise RadiographError("a Git LFS pointer: fetch the file that it stands for")
-    found = (tiff if raw.startswith(tiff.SIGNATURES) else images).frames(raw)
+    if looks_like_dicom(raw[:4096]):
+        found = dicom.frames(raw, burned_in)
+    else:
+        found = (tiff if raw.startswith(tiff.SIGNATURES) else images).frames(raw)
     started = False
     while True:
         try:
@@ -81,16 +87,16 @@ def _next(found: Iterator[Radiograph | RadiographError]) -> Radiograph | Radiogr
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("PIL", "pydicom", "pylibjpeg")]
-    before = [logger.disabled for logger in loggers]
+    """No word of warnings and logs, which quote headers, and no check of values that are not asked for."""
+    logged, validated = logging.root.manager.disable, config.settings.reading_validation_mode
     level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    logging.disable(logging.CRITICAL)
+    config.settings.reading_validation_mode = config.IGNORE
     try:
-        for logger in loggers:
-            logger.disabled = True
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        config.settings.reading_validation_mode = validated
+        logging.disable(logged)
         cv2.utils.logging.setLogLevel(level)
-        for logger, disabled in zip(loggers, before, strict=True):
-            logger.disabled = disabled

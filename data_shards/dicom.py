@@ -1,0 +1,160 @@
+"""DICOM files into gray frames at their full depth, through pydicom."""
+
+import io
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import pydicom
+from pydicom.encaps import get_frame
+from pydicom.pixels import apply_color_lut, get_decoder
+from pydicom.pixels.decoders.base import Decoder
+from pydicom.uid import UID, JPEGExtended12Bit
+
+from data_shards.depth import DAMAGED, MAX_FRAMES, Radiograph, RadiographError, check_size, of_integers
+from data_shards.dicom_extended import decode_extended
+from data_shards.dicom_form import check_inflated, coded_size, guessed_syntax
+from data_shards.dicom_gray import shown
+from data_shards.dicom_header import element, facts, number, patient, pixel_aspect, word
+from data_shards.dicom_rules import check_kind
+
+_COMPRESSIONS = {
+    "1.2.840.10008.1.2": "none",
+    "1.2.840.10008.1.2.1": "none",
+    "1.2.840.10008.1.2.1.99": "deflated",
+    "1.2.840.10008.1.2.2": "none",
+    "1.2.840.10008.1.2.5": "rle",
+    "1.2.840.10008.1.2.4.50": "jpeg",
+    "1.2.840.10008.1.2.4.51": "jpeg-extended",
+    "1.2.840.10008.1.2.4.57": "jpeg-lossless",
+    "1.2.840.10008.1.2.4.70": "jpeg-lossless",
+    "1.2.840.10008.1.2.4.80": "jpeg-ls",
+    "1.2.840.10008.1.2.4.81": "jpeg-ls",
+    "1.2.840.10008.1.2.4.90": "jpeg2000",
+    "1.2.840.10008.1.2.4.91": "jpeg2000",
+    "1.2.840.10008.1.2.4.201": "htj2k",
+    "1.2.840.10008.1.2.4.202": "htj2k",
+    "1.2.840.10008.1.2.4.203": "htj2k",
+}
+"""Transfer syntaxes that are decoded (DICOM PS3.6, table A-1), and what they are called in a sample's facts."""
+_CLASS = "MediaStorageSOPClassUID"
+_DECODERS = ("pillow", "pyjpegls", "pylibjpeg", "gdcm")
+"""In order: first what is always there, so that an extra changes no pixels (lossy JPEG leaves their rounding open).
+
+RLE is left to pydicom itself: pylibjpeg-rle panics on damage, which is no Exception.
+"""
+_RLE, _NATIVE = "pydicom", ""
+_NEEDS_DECODERS = (
+    'DICOM compressed as {}, which needs decoders: pip install "tooth-foundations[dicom]" '
+    '(in a checkout: pip install -e ".[dicom]")'
+)
+
+
+def frames(raw: bytes, burned_in: Literal["reject", "keep"]) -> Iterator[Radiograph | RadiographError]:
+    """Every frame of a DICOM file, upright as stored, gray, at its full depth; a damaged one as an error in its place.
+
+    Raises RadiographError where the file is no radiograph, or may have names in its pixels and `burned_in` is
+    "reject".
+    """
+    header = _read(raw)
+    check_kind(header, burned_in)
+    syntax = _syntax(header)
+    decoder = _decoder(syntax)
+    rows, columns = int(header.Rows), int(header.Columns)
+    check_size(columns, rows)
+    count = max(1, int(number(header, "NumberOfFrames") or 1))
+    about = facts(header, _COMPRESSIONS[syntax])
+    for index in range(min(count, MAX_FRAMES)):
+        try:
+            pixels, bits = _decode(header, decoder, index, count)
+            yield Radiograph(pixels, bits, pixel_aspect(header), about, patient(header))
+        except RadiographError as error:
+            yield error
+        except Exception:  # decoders raise anything on damaged frames
+            yield RadiographError(DAMAGED)
+    if count > MAX_FRAMES:
+        yield RadiographError(f"images after the first {MAX_FRAMES} of a file are not read")
+
+
+def _read(raw: bytes) -> Any:
+    check_inflated(raw)
+    header = pydicom.dcmread(io.BytesIO(raw), force=True)
+    if not element(header, "Rows") and not element(header, "SOPClassUID") and not element(header.file_meta, _CLASS):
+        raise RadiographError("a DICOM file that is damaged or cut short")
+    return header
+
+
+def _syntax(header: Any) -> str:
+    """The transfer syntax, found in the data where no file meta information tells it."""
+    stated = str(element(header.file_meta, "TransferSyntaxUID", ""))
+    if not stated:
+        data = header["PixelData"]
+        implicit, little = header.original_encoding
+        if data.is_undefined_length:
+            stated = guessed_syntax(get_frame(data.value, 0, number_of_frames=1))
+        else:
+            stated = "1.2.840.10008.1.2" + ("" if implicit else ".1" if little else ".2")
+        header.file_meta.TransferSyntaxUID = UID(stated)
+    return stated
+
+
+def _decoder(syntax: str) -> Decoder:
+    if syntax not in _COMPRESSIONS:
+        raise RadiographError("a DICOM transfer syntax that is not read: convert it to Explicit VR Little Endian")
+    decoder = get_decoder(UID(syntax))
+    if not decoder.is_available:
+        raise RadiographError(_NEEDS_DECODERS.format(_COMPRESSIONS[syntax]))
+    return decoder
+
+
+def _decode(header: Any, decoder: Decoder, index: int, count: int) -> tuple[np.ndarray, int]:
+    values = _stored(header, decoder, index, count)
+    if word(header, "PhotometricInterpretation") == "PALETTE COLOR":
+        values = apply_color_lut(values, header)
+    if values.ndim == 3:
+        return of_integers(cv2.cvtColor(np.ascontiguousarray(values), cv2.COLOR_RGB2GRAY))
+    stored_bits, high_bit = int(header.BitsStored), int(number(header, "HighBit") or 0)
+    values = values.astype(np.int32)
+    if decoder.is_encapsulated:
+        if not header.PixelRepresentation and int(values.max()) >> stored_bits:
+            stored_bits = int(values.max()).bit_length()  # a codestream of more bits than the header says
+    elif stored_bits <= high_bit < header.BitsAllocated:
+        values >>= high_bit + 1 - stored_bits
+    if not 1 <= stored_bits <= 16:
+        raise RadiographError("pixel values of more than 16 bits: save it with 8 or 16 bits")
+    values &= (1 << stored_bits) - 1  # the other bits may hold overlays
+    if header.PixelRepresentation == 1:
+        values -= (values & 1 << stored_bits - 1) << 1
+    return shown(header, values, stored_bits)
+
+
+def _stored(header: Any, decoder: Decoder, index: int, count: int) -> np.ndarray:
+    """The values of a frame, [H, W] or RGB [H, W, 3], by the first decoder that can."""
+    rows, columns = int(header.Rows), int(header.Columns)
+    if int(header.BitsAllocated) > 16 and int(header.BitsStored) > 16:
+        raise RadiographError("DICOM pixels of more than 16 bits, which radiographs do not have")
+    if decoder.is_encapsulated:
+        codestream = get_frame(header.PixelData, index, number_of_frames=count)
+        if coded_size(codestream) not in (None, (columns, rows)):
+            raise RadiographError("a compressed image of another size than the DICOM header says")
+        if JPEGExtended12Bit == decoder.UID and header.BitsStored > 8 and header.SamplesPerPixel == 1:
+            try:
+                return decode_extended(codestream, rows, columns)
+            except ImportError:
+                raise RadiographError(_NEEDS_DECODERS.format("jpeg-extended")) from None
+    available = decoder.available_plugins
+    others = [name for name in _DECODERS if name in available]
+    for name in [_RLE] if _RLE in available else others or [_NATIVE]:
+        try:
+            values, _ = decoder.as_array(
+                header,
+                index=index,
+                decoding_plugin=name,
+                validate=count == 1,  # a file cut in its last frame still has the others
+                correct_unused_bits=False,  # type: ignore[arg-type]  # its annotation lacks the options
+            )
+            return values
+        except Exception:  # the next one may be able to
+            continue
+    raise RadiographError(DAMAGED)
