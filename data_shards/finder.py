@@ -28,11 +28,32 @@ class ImageFinder:
                 return found[0] if len(found) == 1 else None
         return None
 
-    def named(self, name: str) -> Entry | None:
-        """The image that an annotation calls `name`: a path's end, a file name or a stem."""
+    def named(self, name: str, annotation: Entry) -> Entry | None:
+        """The image that an annotation file calls `name`: a path's end, a file name or a stem.
+
+        Of several with that name it is the one that shares most folders with the file, if one does: two archives
+        packed together may call their images alike, and mean their own.
+        """
         parts = PurePosixPath(name.strip().replace("\\", "/")).parts
         for start in range(len(parts)):
-            found = self._by_name.get("/".join(parts[start:]), [])
-            if len(found) == 1:
-                return found[0]
+            if found := self._by_name.get("/".join(parts[start:]), []):
+                return _nearest(found, annotation)
         return None
+
+
+def _nearest(images: list[Entry], annotation: Entry) -> Entry | None:
+    if len(images) == 1:
+        return images[0]
+    shared = [_folders_shared(image.path, annotation.path) for image in images]
+    nearest = [image for image, count in zip(images, shared, strict=True) if count == max(shared)]
+    return nearest[0] if len(nearest) == 1 and max(shared) > 0 else None
+
+
+def _folders_shared(one: PurePosixPath, other: PurePosixPath) -> int:
+    """How many folders, from the source's label on, lead to both."""
+    count = 0
+    for a, b in zip(one.parts[:-1], other.parts[:-1], strict=False):
+        if a != b:
+            break
+        count += 1
+    return count

@@ -130,7 +130,7 @@ def _chosen(kinds: Mapping[str, Sequence[Annotation]], images: Iterable[Entry], 
 
 def _meant(row: Row, annotation: Annotation, finder: ImageFinder) -> Entry | None:
     """The radiograph of a row: the one that it names, else (for a file about one image) the one beside its file."""
-    named = finder.named(row.image) if row.image else None
+    named = finder.named(row.image, annotation.entry) if row.image else None
     return finder.beside(annotation.entry) if named is None and annotation.single else named
 
 

@@ -695,6 +695,21 @@ def test_two_sources_of_one_name_keep_apart(tmp_path):
     assert manifest["statistics"]["patients"] == 2
 
 
+def test_tables_of_two_archives_mean_their_own_images(tmp_path):
+    """Monthly exports call their images alike; a name that two images of one archive have stays undecided."""
+    rows = "image,x0,y0,x1,y1,finding\nscans/x.png,1,1,50,90,{}\ntwice.png,1,1,50,90,none\n"
+    sources = []
+    for i, month in enumerate(("may", "june")):
+        members = {"scans/x.png": saved(image(i)), "a/twice.png": saved(image(9)), "b/twice.png": saved(image(8))}
+        sources.append(zipped(tmp_path / f"{month}.zip", {**members, "boxes.csv": rows.format(month)}))
+    pack(PackConfig(sources, tmp_path / "out", key=KEY, quiet=True, margin=0.0))
+    samples = ShardSet(tmp_path / "out")
+    found = {samples.meta(i)["finding"]: samples.image(i) for i in range(len(samples))}
+    assert found.keys() == {"may", "june"}
+    for i, month in enumerate(("may", "june")):
+        assert np.array_equal(found[month], image(i)[1:90, 1:50])
+
+
 def test_a_plain_image_and_a_tar_that_ends_in_a_zip(tmp_path):
     (tmp_path / "x.png").write_bytes(saved(image(1)))
     inner = zipped(tmp_path / "inner.zip", {"y.png": saved(image(2))})
