@@ -1,10 +1,5 @@
 """JPEG of 12 bits in DICOM (extended, process 2 and 4), which neither Pillow nor OpenCV reads, through GDCM."""
 
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 
 
@@ -29,23 +24,8 @@ def decode_extended(codestream: bytes, rows: int, columns: int) -> np.ndarray:
     image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
     image.SetPixelFormat(gdcm.PixelFormat(1, 16, 12, 11, 0))
     image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGExtendedProcess2_4))
-    with _no_stderr():
-        text = image.GetBuffer()
+    text = image.GetBuffer()
     raw = text.encode("utf-8", "surrogateescape") if text else b""
     if len(raw) != 2 * rows * columns:
         raise ValueError("GDCM cannot read it")
     return np.frombuffer(raw, "<u2").reshape(rows, columns)
-
-
-@contextmanager
-def _no_stderr() -> Iterator[None]:
-    """GDCM tries its 8-bit library first, which complains on the process's stderr."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)

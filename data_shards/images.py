@@ -1,6 +1,7 @@
 """Image files other than TIFF and DICOM (PNG, JPEG, BMP, ...) into gray images at their full depth."""
 
 import io
+import re
 from collections.abc import Iterator
 
 import cv2
@@ -18,6 +19,7 @@ _ORIENTATION = 0x0112
 SIDEWAYS = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
 _PNG_GRAY = 0
+_PGM = re.compile(rb"P[25](?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+(\d{1,5})\s")
 
 
 def frames(raw: bytes) -> Iterator[Radiograph | RadiographError]:
@@ -61,6 +63,8 @@ def _decode(image: Image.Image, raw: bytes) -> Radiograph:
         values = np.asarray(image)
         if kind == "jpeg2000" and (bits := _jpeg2000_bits(raw)):
             values = values >> 16 - bits  # Pillow stretches to 16
+        if kind == "ppm" and (most := _pnm_maximum(raw)):
+            values, bits = np.rint(values * (most / 65535)).astype(int), most.bit_length()  # and here
         pixels, bits = of_integers(_unscaled(values, bits), bits)
     else:
         pixels, bits = eight_bits(image, inked=not adobe), 8
@@ -143,6 +147,12 @@ def _png_header(raw: bytes) -> tuple[int, int | None]:
             bits = max(raw[at + 8 : at + 8 + min(size, 3 if colour in (2, 6) else 1)])
         at += 12 + size
     return colour if depth == 16 else _PNG_GRAY, bits if depth == 16 and bits and 8 <= bits <= 16 else None
+
+
+def _pnm_maximum(raw: bytes) -> int | None:
+    """The brightest value that the header of a PGM declares (netpbm, pgm(5)), where it takes more than 8 bits."""
+    found = _PGM.match(raw)
+    return int(found[1]) if found and 255 < int(found[1]) < 65536 else None
 
 
 def _jpeg2000_bits(raw: bytes) -> int | None:

@@ -1,18 +1,13 @@
 """Bytes of an image file, of whatever format, into gray radiographs."""
 
-import logging
 import re
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
-
-import cv2
-from pydicom import config
 
 from data_shards import dicom, images, tiff
 from data_shards.depth import DAMAGED, DEPTHS, MAX_PIXELS, Radiograph, RadiographError, highest_eight
 from data_shards.dicom_form import looks_like_dicom
+from data_shards.quiet import quiet
 
 __all__ = ["DEPTHS", "MAX_PIXELS", "Radiograph", "RadiographError", "decode", "frames", "looks_like_image"]
 
@@ -77,26 +72,9 @@ def frames(
 
 def _next(found: Iterator[Radiograph | RadiographError]) -> Radiograph | RadiographError | None:
     try:
-        with _silence():
+        with quiet():
             return next(found, None)
     except RadiographError:
         raise
     except Exception:  # decoders raise anything on damaged files, and their messages quote headers
         raise RadiographError(DAMAGED) from None
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """No word of warnings and logs, which quote headers, and no check of values that are not asked for."""
-    logged, validated = logging.root.manager.disable, config.settings.reading_validation_mode
-    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    logging.disable(logging.CRITICAL)
-    config.settings.reading_validation_mode = config.IGNORE
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        config.settings.reading_validation_mode = validated
-        logging.disable(logged)
-        cv2.utils.logging.setLogLevel(level)

@@ -13,11 +13,13 @@ from data_shards.images import deep_gray, eight_bits, pixel_aspect
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """Little and big-endian, TIFF and BigTIFF."""
 
+_BIG_ENDIAN_BIG = SIGNATURES[3]
+
 # TIFF 6.0 tags and values
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES = 254, 256, 257, 258, 262, 274, 277
 _ACROSS, _DOWN, _FORMAT = 282, 283, 339
 _TAGS = (_SUBFILE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _ACROSS, _DOWN, _FORMAT)
-_WHITE_IS_ZERO, _UNSIGNED, _FLOAT = 0, 1, 3
+_WHITE_IS_ZERO, _UNSIGNED, _SIGNED, _FLOAT = 0, 1, 2, 3
 _REDUCED_OR_MASK = 1 | 4
 
 
@@ -37,6 +39,8 @@ def frames(raw: bytes) -> Iterator[Radiograph | RadiographError]:
 
 def _directories(raw: bytes) -> Iterator[tuple[int, dict[int, Any]]]:
     """Where each page's directory starts, and its tags (none where it is damaged: there the chain ends)."""
+    if raw.startswith(_BIG_ENDIAN_BIG):
+        raise RadiographError("a big-endian BigTIFF, which is not read: save it as TIFF")
     stream = io.BytesIO(raw)
     directory = TiffImagePlugin.ImageFileDirectory_v2(raw[: 16 if _is_big(raw) else 8])
     start, seen = directory.next, set[int]()
@@ -71,18 +75,19 @@ def _decode(raw: bytes, start: int, tags: dict[int, Any]) -> Radiograph:
     check_size(tags[_WIDTH], tags[_HEIGHT])
     page = _from_page(raw, start)
     depth, form = max(tags.get(_BITS, (1,))), max(tags.get(_FORMAT, (_UNSIGNED,)))
-    if depth > 8 or form != _UNSIGNED:
+    if depth > 8:
         pixels, bits = _deep(page, depth, form, tags)
     else:
         with Image.open(io.BytesIO(page), formats=("TIFF",)) as image:
             image.load()
-            pixels, bits = eight_bits(image), 8
+            gray = eight_bits(image)
+        pixels, bits = of_integers(gray.view(np.int8) if form == _SIGNED else gray)
     aspect = pixel_aspect(tags.get(_ACROSS, 1), tags.get(_DOWN, 1), tags.get(_ORIENTATION, 1))
     return Radiograph(pixels, bits, aspect, {"format": "tiff"}, "")
 
 
 def _deep(page: bytes, depth: int, form: int, tags: dict[int, Any]) -> tuple[np.ndarray, int]:
-    """More than 8 bits, signed or floating point: by OpenCV, which turns pages upright and keeps white at zero."""
+    """More than 8 bits, or floating point: by OpenCV, which turns pages upright and keeps white at zero."""
     if tags.get(_SAMPLES, 1) not in (1, 3, 4):
         raise RadiographError("a TIFF with samples that are not read: save it as gray with 8 or 16 bits")
     values = deep_gray(page)
