@@ -5,13 +5,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from data_shards.convert import CODEC
-from data_shards.crops import MARGIN, MIN_SIDE
+from data_shards.convert import CODEC, Settings
+from data_shards.crops import MARGIN, MAX_ASPECT, MIN_CONTRAST, MIN_SIDE, Rules
 from data_shards.errors import PackError
 from data_shards.limits import SPOOL_GB
-from data_shards.shard_set import MANIFEST
+from data_shards.manifest import MANIFEST
+from data_shards.near import BITS, WITHIN
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,23 @@ class PackConfig:
     where auto takes bare images; or a table, label file, folder or archive with the annotations. auto, because most
     archives carry their boxes."""
     patient: str | None = None
-    """Regular expression on `archive/member`; its first group (or whole match) is the patient. Left out, each
-    radiograph counts as one patient, since nothing in a file name says otherwise by itself."""
-    pixel_aspect: float = 1.0
-    """Displayed width of a stored pixel over its height. Crops are stretched so that their pixels are square; 1, as
-    detectors have square pixels and only rescaled images do not."""
+    """Regular expression on `archive/member`; its first group (or whole match) is the patient. Left out, DICOM files
+    go by the patient id in their header and every other radiograph counts as one patient, since nothing in a file name
+    says otherwise by itself."""
+    depth: Literal[8, 16] = 8
+    """Bits of the stored pixels: 8 keeps the highest 8, 16 all that the source has. 8, as views are 8-bit unless
+    asked for, and a deeper shard is about 1.8 times as large."""
+    burned_in: Literal["reject", "keep"] = "reject"
+    """What becomes of DICOM files that say that names are burnt into their pixels, and of secondary captures, which
+    often have them. reject, since a name in the pixels cannot be taken out again."""
+    pixel_aspect: float | None = None
+    """Displayed width of a stored pixel over its height. Crops are stretched so that their pixels are square. Left
+    out, what the file declares (DICOM), else 1, as detectors have square pixels and only rescaled images do not."""
     workers: int = 1
     """Processes that decode, crop and encode. They do not change a byte. 1, so that a shared machine is asked first."""
+    dask: str | None = None
+    """Address of a Dask scheduler (tcp://host:8786) whose workers decode, crop and encode instead of --workers. The
+    sources are read here and travel to them. None, as few archives need more than one machine."""
     key: str | Path | bytes | None = None
     """File with the secret that ids are made with (made with mode 0600 if absent). Left out, the user's own key, so
     that one patient is one id across packs."""
@@ -50,6 +61,19 @@ class PackConfig:
     """Share of a box's sides added on each side. 0.05 takes in the periodontal ligament, which boxes leave out."""
     min_side: int = MIN_SIDE
     """Square pixels that a box must show on each side. Under 8 nothing of a tooth's structure is left."""
+    max_side: int | None = None
+    """Pixels of a stored crop's longer side; larger ones are shrunk. None, as what is shrunk is lost."""
+    max_aspect: float = MAX_ASPECT
+    """Longer over shorter side of a crop, beyond which it is none: 10, as teeth reach 6."""
+    min_contrast: float = MIN_CONTRAST
+    """Standard deviation of a crop's pixels, in shares of full scale, below which it is blank: 0.01, where the flattest
+    teeth have 0.037 and an empty detector 0.005."""
+    near_bits: int | None = None
+    """Radiographs whose perceptual hashes (of 256 bits) differ in at most so many are near duplicates: their patients
+    become one. -1: not sought. Left out, 32, but none are sought where whole images are the crops, as neighbouring
+    teeth look alike."""
+    drop_near: bool = False
+    """Drop the later of two near duplicates. False, as two exposures of one mouth are two radiographs."""
     shard_mb: float = 64.0
     """A shard's size in 10^6 bytes: big enough for one request to an object store, small enough to copy again."""
     shard_samples: int = 4096
@@ -75,13 +99,22 @@ def check(config: PackConfig) -> re.Pattern[str] | None:
         raise PackError("nothing to pack: name a folder, an archive or an image")
     if isinstance(config.key, str | Path) and out.resolve() in Path(config.key).resolve().parents:
         raise PackError(f"the key {config.key} would lie in the shards that it protects: keep it elsewhere")
-    check_pixel_aspect(config.pixel_aspect)
+    if config.pixel_aspect is not None:
+        check_pixel_aspect(config.pixel_aspect)
     if not 0 <= config.holdout < 1:
         raise PackError(f"holdout {config.holdout}: give the share of patients to hold out, from 0 to under 1")
     if config.workers < 1:
         raise PackError(f"{config.workers} workers: give at least 1")
     if not 0 <= config.margin < math.inf or config.min_side < 1:
         raise PackError(f"margin {config.margin}, min_side {config.min_side}: give at least 0 and at least 1")
+    if config.max_side is not None and config.max_side < config.min_side:
+        raise PackError(f"max_side {config.max_side}: give at least min_side, {config.min_side}")
+    if not config.max_aspect >= 1 or not 0 <= config.min_contrast < 0.5:
+        raise PackError(
+            f"max_aspect {config.max_aspect}, min_contrast {config.min_contrast}: give at least 1 and 0 to under 0.5"
+        )
+    if config.near_bits is not None and not -1 <= config.near_bits < BITS // 2:
+        raise PackError(f"near_bits {config.near_bits}: give -1 (none are sought) or 0 to {BITS // 2 - 1}")
     if not 0 <= config.spool_gb < math.inf:
         raise PackError(f"spool_gb {config.spool_gb}: give 0 (no archives that must be copied) or more 10^9 bytes")
     if not 0 < config.shard_mb < math.inf or config.shard_samples < 1:
@@ -94,17 +127,43 @@ def check(config: PackConfig) -> re.Pattern[str] | None:
         raise PackError(f"--patient {config.patient!r} is no regular expression ({error}): correct it") from None
 
 
-def recorded(config: PackConfig, boxes: str) -> dict[str, Any]:
+def within(config: PackConfig, whole: bool) -> int | None:
+    """Bits within which near duplicates are sought, None for not at all; `whole`: whole images are the crops."""
+    if config.near_bits is None:
+        return None if whole else WITHIN
+    return None if config.near_bits < 0 else config.near_bits
+
+
+def conversion(config: PackConfig, whole: bool) -> Settings:
+    """The settings that a radiograph's crops depend on."""
+    return Settings(
+        depth=config.depth,
+        burned_in=config.burned_in,
+        pixel_aspect=config.pixel_aspect,
+        own_patient=config.patient is None,
+        hashed=within(config, whole) is not None,
+        rules=Rules(config.margin, config.min_side, config.max_side, config.max_aspect, config.min_contrast),
+    )
+
+
+def recorded(config: PackConfig, boxes: str, whole: bool) -> dict[str, Any]:
     """What the manifest says of the settings: all that shapes the shards, nothing that may hold a name.
 
     `boxes` is the format found.
     """
     return {
         "boxes": boxes,
-        "patients": "by pattern" if config.patient else "one per radiograph",
-        "pixel_aspect": config.pixel_aspect,
+        "patients": "by pattern" if config.patient else "by DICOM header, else one per radiograph",
+        "depth": config.depth,
+        "burned_in": config.burned_in,
+        "pixel_aspect": config.pixel_aspect or "as declared",
         "margin": config.margin,
         "min_side": config.min_side,
+        "max_side": config.max_side,
+        "max_aspect": config.max_aspect,
+        "min_contrast": config.min_contrast,
+        "near_bits": within(config, whole),
+        "drop_near": config.drop_near,
         "holdout": config.holdout,
         "shard_mb": config.shard_mb,
         "shard_samples": config.shard_samples,

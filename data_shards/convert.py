@@ -1,21 +1,23 @@
-"""One radiograph's bytes into its crops as tar members: the work that is spread over processes."""
+"""One file's bytes into its crops as tar members: the work that is spread over processes."""
 
 import io
 import json
 import tarfile
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
 
 from data_shards.boxes import Box
-from data_shards.crops import CropError, cut, region
+from data_shards.crops import CropError, Rules, crop_of
 from data_shards.ids import Key
 from data_shards.index import BLOCK
+from data_shards.near import perceptual_hash
 from data_shards.orient import exif_orientation, place
-from data_shards.radiograph import RadiographError, decode
+from data_shards.radiograph import Radiograph, RadiographError, frames
 
 CODEC = "png, run lengths, filter up"
 """Lossless, as the source may be gone. Beside PNG of level 1 it takes 0.92 to 1.01 of the bytes, 0.4 to 0.5 of the time
@@ -26,90 +28,162 @@ _PNG = (
     cv2.IMWRITE_PNG_FILTER,
     cv2.IMWRITE_PNG_FILTER_UP,
 )
+SECOND_BOX = "the same box with the same label stands there twice"
+LATER_FRAME = "boxes belong to the first image of a file of several: pack this one as a file of its own"
 
 
 class Job(NamedTuple):
-    """A radiograph to convert: ids, its file's bytes, its boxes."""
+    """A file to convert: ids of its first radiograph and of itself, its bytes and its boxes.
 
+    `digest` tells whether a conversion made before is still that of this file under these settings; `whole` says that
+    the one box is the whole image, of which every frame has one.
+    """
+
+    digest: str
     radiograph: str
     file: str
     patient: str
     raw: bytes
     boxes: tuple[Box, ...]
+    whole: bool
+
+
+class Settings(NamedTuple):
+    """What a conversion depends on beside its job.
+
+    `pixel_aspect` None: as the file declares. `own_patient`: the header's patient id counts, where there is one.
+    `hashed`: radiographs get a perceptual hash.
+    """
+
+    depth: Literal[8, 16]
+    burned_in: Literal["reject", "keep"]
+    pixel_aspect: float | None
+    own_patient: bool
+    hashed: bool
+    rules: Rules
+
+
+@dataclass
+class Frame:
+    """What became of one radiograph. `reason` is set where nothing did.
+
+    `pixels` is the fingerprint of the decoded radiograph, `hash` its perceptual hash; `samples` and `size` count its
+    crops and the bytes of their tar members; `boxes` are those that only came to light in conversion; `bits` is the
+    depth of the stored crops, and `count`, `total`, `squares` are sums over their pixels (exact integers, so that
+    their sums do not depend on order).
+    """
+
+    radiograph: str
+    file: str
+    patient: str
+    reason: str = ""
+    pixels: str = ""
+    hash: str = ""
+    samples: int = 0
+    size: int = 0
+    boxes: list[str] = field(default_factory=list)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    bits: int = 8
+    count: int = 0
+    total: int = 0
+    squares: int = 0
 
 
 @dataclass
 class Converted:
-    """What became of it. `reason` is set where nothing did; `chunk` holds the tar members of all crops in order.
+    """What became of a file: its radiographs in order, or the `reason` why it has none.
 
-    `pixels` is the fingerprint of the decoded radiograph; `count`, `total`, `squares` are of the crops' pixels (exact
-    integers, so that their sums do not depend on order); `depth` the bits found in the file.
+    `chunk` holds the tar members of all crops, frame after frame.
     """
 
+    digest: str
+    file: str
     radiograph: str
-    patient: str
     reason: str = ""
-    pixels: str = ""
+    frames: list[Frame] = field(default_factory=list)
     chunk: bytes = b""
-    samples: int = 0
-    rejected: tuple[tuple[str, str], ...] = ()
-    count: int = 0
-    total: int = 0
-    squares: int = 0
-    depth: int = 8
 
 
-def convert(job: Job, key: Key, pixel_aspect: float, margin: float, min_side: int) -> Converted:
+def convert(job: Job, key: Key, settings: Settings) -> Converted:
     """Decode, crop, encode. A pure function of its arguments."""
-    done = Converted(job.radiograph, job.patient)
+    done = Converted(job.digest, job.file, job.radiograph)
+    chunks: list[bytes] = []
     try:
-        radiograph = decode(job.raw)
+        for number, found in enumerate(frames(job.raw, settings.depth, settings.burned_in)):
+            radiograph = key.id("radiograph", job.radiograph, str(number)) if number else job.radiograph
+            frame = Frame(radiograph, job.file, job.patient)
+            done.frames.append(frame)
+            if isinstance(found, RadiographError):
+                frame.reason = str(found)
+            elif number and not job.whole:
+                frame.reason = LATER_FRAME
+            else:
+                chunks.append(_crops_of(found, number, frame, job, key, settings))
     except RadiographError as error:
-        done.reason = str(error)
-        return done
-    done.pixels = key.of_pixels(radiograph.pixels)
-    done.depth = radiograph.bits
-    height, width = radiograph.pixels.shape
-    members: list[bytes] = []
-    rejected: list[tuple[str, str]] = []
+        done.reason, done.frames, chunks = str(error), [], []
+    done.chunk = b"".join(chunks)
+    return done
+
+
+def _crops_of(found: Radiograph, number: int, frame: Frame, job: Job, key: Key, settings: Settings) -> bytes:
+    if settings.own_patient and found.patient:
+        frame.patient = key.id("patient", "dicom", found.patient)
+    frame.pixels = key.of_pixels(found.pixels)
+    if settings.hashed:
+        frame.hash = perceptual_hash(found.pixels)
+    if found.pixels.dtype == np.uint16:
+        frame.bits = found.bits
+    pixel_aspect = settings.pixel_aspect or found.pixel_aspect
+    common: dict[str, Any] = {
+        "patient": frame.patient,
+        "source": job.file,
+        "radiograph": frame.radiograph,
+        "pixels": frame.pixels,
+        **({"hash": frame.hash} if frame.hash else {}),
+        **({"frame": number} if number else {}),
+        "pixel_aspect": pixel_aspect,
+        "bits": frame.bits,
+        "source_bits": found.bits,
+        **found.facts,
+    }
+    chunk = io.BytesIO()
+    for box, corners in _boxes_of(job, number, frame, key, found.pixels.shape):
+        try:
+            crop = crop_of(found.pixels, frame.bits, corners, pixel_aspect, settings.rules)
+        except CropError as error:
+            frame.rejected.append((box.id, str(error)))
+            continue
+        sample = {"id": box.id, **common, "box": list(corners), "width": crop.shape[1], "height": crop.shape[0]}
+        chunk.write(_member(f"{box.id}.png", encode_png(crop)))
+        chunk.write(_member(f"{box.id}.json", json.dumps({**sample, **box.labels}).encode()))
+        wide = crop.astype(np.uint64)
+        frame.samples += 1
+        frame.count += crop.size
+        frame.total += int(wide.sum())
+        frame.squares += int((wide * wide).sum())
+    frame.size = chunk.tell()
+    return chunk.getvalue()
+
+
+def _boxes_of(
+    job: Job, number: int, frame: Frame, key: Key, shape: tuple[int, ...]
+) -> Iterator[tuple[Box, tuple[float, float, float, float]]]:
+    """The boxes on frame `number` of this shape with their corners in pixels; the second of two equal ones is none."""
+    height, width = shape
     taken: dict[tuple[object, ...], str] = {}
     for box in job.boxes:
+        if number:
+            box = box._replace(id=key.id("box", box.id, str(number)))
+            frame.boxes.append(box.id)
         try:
             corners = place(box, (width, height), partial(exif_orientation, job.raw))
         except CropError as error:
-            rejected.append((box.id, str(error)))
+            frame.rejected.append((box.id, str(error)))
             continue
         if taken.setdefault((corners, *box.labels.items()), box.id) != box.id:
-            rejected.append((box.id, "the same box with the same label stands there twice"))
-            continue
-        try:
-            bounds = region(corners, height, width, margin, min_side, pixel_aspect)
-        except CropError as error:
-            rejected.append((box.id, str(error)))
-            continue
-        crop = cut(radiograph.pixels, bounds, pixel_aspect)
-        sample: dict[str, Any] = {
-            "id": box.id,
-            "patient": job.patient,
-            "source": job.file,
-            "radiograph": job.radiograph,
-            "pixels": done.pixels,
-            "box": list(corners),
-            "pixel_aspect": pixel_aspect,
-            "bits": 8,
-            "width": crop.shape[1],
-            "height": crop.shape[0],
-            **box.labels,
-        }
-        members += [_member(f"{box.id}.png", encode_png(crop)), _member(f"{box.id}.json", json.dumps(sample).encode())]
-        wide = crop.astype(np.uint64)
-        done.count += crop.size
-        done.total += int(wide.sum())
-        done.squares += int((wide * wide).sum())
-    done.samples = len(members) // 2
-    done.rejected = tuple(rejected)
-    done.chunk = b"".join(members)
-    return done
+            frame.rejected.append((box.id, SECOND_BOX))
+        else:
+            yield box, corners
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -119,10 +193,6 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 def _member(name: str, content: bytes) -> bytes:
     """A tar member (USTAR; clock, owner and group 0), padded to whole blocks."""
-    buffer = io.BytesIO()
     info = tarfile.TarInfo(name)
     info.size = len(content)
-    buffer.write(info.tobuf(tarfile.USTAR_FORMAT))
-    buffer.write(content)
-    buffer.write(bytes(-len(content) % BLOCK))
-    return buffer.getvalue()
+    return b"".join((info.tobuf(tarfile.USTAR_FORMAT), content, bytes(-len(content) % BLOCK)))

@@ -1,66 +1,78 @@
 """Tar members into a finished shard folder: shards, index, statistics, manifest."""
 
 import hashlib
+import json
+import tarfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_shards.convert import Frame
 from data_shards.index import BLOCK, index_shards
 from data_shards.labels import RESERVED
 from data_shards.manifest import INDEX, MANIFEST, sealed, stated
 from data_shards.shard_set import ShardSet
 
-FORMAT = 1
+FORMAT = 2
 """Version of the folder's format."""
 _QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 
 
-class Chunk(NamedTuple):
-    """The tar members of one radiograph: where they lie in the spool, and how many samples they are."""
+class Piece(NamedTuple):
+    """The tar members of one radiograph, `size` bytes and so many samples, made when they are written."""
 
-    offset: int
     size: int
     samples: int
+    members: Callable[[], bytes]
 
 
-def write_shards(
-    folder: Path, spool: Path, chunks: Iterable[Chunk], shard_bytes: int, shard_samples: int
-) -> list[dict[str, Any]]:
-    """Write chunks as `shard-NNNNNN.tar`, a radiograph never split; a shard ends before it would pass either limit.
+def write_shards(folder: Path, pieces: Iterable[Piece], shard_bytes: int, shard_samples: int) -> list[dict[str, Any]]:
+    """Write pieces as `shard-NNNNNN.tar`, a radiograph never split; a shard ends before it would pass either limit.
 
     Returns each shard's `name`, `bytes`, `samples` and `sha256`.
     """
     shards: list[dict[str, Any]] = []
-    batch: list[Chunk] = []
-    with spool.open("rb") as source:
-        for chunk in chunks:
-            full = sum(c.size for c in batch) + chunk.size > shard_bytes
-            if batch and (full or sum(c.samples for c in batch) + chunk.samples > shard_samples):
-                shards.append(_write_shard(folder / f"shard-{len(shards):06d}.tar", source, batch))
-                batch = []
-            batch.append(chunk)
-        if batch:
-            shards.append(_write_shard(folder / f"shard-{len(shards):06d}.tar", source, batch))
+    batch: list[Piece] = []
+    for piece in pieces:
+        full = sum(p.size for p in batch) + piece.size > shard_bytes
+        if batch and (full or sum(p.samples for p in batch) + piece.samples > shard_samples):
+            shards.append(_write_shard(folder / f"shard-{len(shards):06d}.tar", batch))
+            batch = []
+        batch.append(piece)
+    if batch:
+        shards.append(_write_shard(folder / f"shard-{len(shards):06d}.tar", batch))
     return shards
 
 
-def _write_shard(path: Path, source: Any, batch: list[Chunk]) -> dict[str, Any]:
+def _write_shard(path: Path, batch: list[Piece]) -> dict[str, Any]:
     digest, size = hashlib.sha256(), 0
     with path.open("wb") as file:
-        for chunk in batch:
-            source.seek(chunk.offset)
-            members = source.read(chunk.size)
+        for part in [*(piece.members for piece in batch), lambda: bytes(2 * BLOCK)]:
+            members = part()
             file.write(members)
             digest.update(members)
             size += len(members)
-        end = bytes(2 * BLOCK)
-        file.write(end)
-        digest.update(end)
-    samples = sum(c.samples for c in batch)
-    return {"name": path.name, "bytes": size + len(end), "samples": samples, "sha256": digest.hexdigest()}
+    return {"name": path.name, "bytes": size, "samples": sum(p.samples for p in batch), "sha256": digest.hexdigest()}
+
+
+def of_patient(members: bytes, patient: str) -> bytes:
+    """Tar members whose samples are to be another patient's: their JSON says so, and nothing else changes.
+
+    Ids have one length, so no member changes its size.
+    """
+    changed = bytearray(members)
+    at = 0
+    while at < len(changed):
+        info = tarfile.TarInfo.frombuf(changed[at : at + BLOCK], "utf-8", "strict")
+        start, end = at + BLOCK, at + BLOCK + info.size
+        if info.name.endswith(".json"):
+            fields = json.loads(changed[start:end])
+            changed[start:end] = json.dumps({**fields, "patient": patient}).encode()
+        at = start + -(-info.size // BLOCK) * BLOCK
+    return bytes(changed)
 
 
 def write_index(folder: Path, shards: list[dict[str, Any]]) -> dict[str, Any]:
@@ -70,20 +82,27 @@ def write_index(folder: Path, shards: list[dict[str, Any]]) -> dict[str, Any]:
     return stated(path)
 
 
-def statistics(folder: Path, count: int, total: int, squares: int) -> dict[str, Any]:
-    """Statistics of a folder's samples, read back from its shards; the sums are over all pixels of the crops (0..255).
+def statistics(folder: Path, frames: Iterable[Frame]) -> dict[str, Any]:
+    """Statistics of a folder's samples, read back from its shards, and of their pixels from the sums in `frames`.
 
     Pixel mean and standard deviation are in units of full scale (0 to 1), sizes in pixels.
     """
     samples = ShardSet(folder)  # no manifest yet: the tars are walked, as a foreign reader would
     metas = [samples.meta(i) for i in range(len(samples))]
-    mean = total / count
+    sums = Counter[tuple[int, str]]()  # by depth: full scale differs, and sums of integers are exact
+    for frame in frames:
+        for name in ("count", "total", "squares"):
+            sums[frame.bits, name] += getattr(frame, name)
+    depths = sorted({bits for bits, _ in sums})
+    count = sum(sums[bits, "count"] for bits in depths)
+    mean = sum(sums[bits, "total"] / ((1 << bits) - 1) for bits in depths) / count
+    square = sum(sums[bits, "squares"] / ((1 << bits) - 1) ** 2 for bits in depths) / count
     return {
         "samples": len(metas),
         "radiographs": len({m["radiograph"] for m in metas}),
         "patients": len({m["patient"] for m in metas}),
-        "pixel_mean": round(mean / 255, 6),
-        "pixel_std": round(max(0.0, squares / count - mean * mean) ** 0.5 / 255, 6),
+        "pixel_mean": round(mean, 6),
+        "pixel_std": round(max(0.0, square - mean * mean) ** 0.5, 6),
         "width": _quantiles([m["width"] for m in metas]),
         "height": _quantiles([m["height"] for m in metas]),
         "aspect": _quantiles([m["width"] / m["height"] for m in metas]),

@@ -25,8 +25,20 @@ KNOWN_COLUMNS = frozenset(
 )
 """Columns of a table that travel along unasked. Any other may hold a name or a date and must be asked for."""
 
+FACTS = (
+    *("format", "compression", "modality", "photometric", "presentation_intent", "intensity_relation", "lossy"),
+    *("detector_type", "bits_allocated", "bits_stored", "pixel_spacing_mm", "imager_pixel_spacing_mm", "magnification"),
+    *("kvp", "tube_current_ma", "exposure_time_ms", "exposure_mas", "source_to_detector_mm", "source_to_patient_mm"),
+    *("burned_in", "laterality", "body_part"),
+)
+"""Technical metadata that a sample may carry: numbers and words of closed lists."""
+
 RESERVED = frozenset(
-    ("id", "patient", "source", "radiograph", "pixels", "box", "pixel_aspect", "bits", "width", "height")
+    (
+        *FACTS,
+        *("id", "patient", "source", "radiograph", "pixels", "hash", "frame", "box", "pixel_aspect"),
+        *("bits", "source_bits", "width", "height"),
+    )
 )
 """Fields of a sample that no label may overwrite."""
 

@@ -12,7 +12,7 @@ from data_shards.errors import ShardError
 from data_shards.index import INDEX_DTYPE
 from data_shards.remote import Url
 
-MANIFEST, INDEX, REJECTED = "manifest.json", "index.npy", "rejected.jsonl"
+MANIFEST, INDEX, REJECTED, NEAR = "manifest.json", "index.npy", "rejected.jsonl", "near.jsonl"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

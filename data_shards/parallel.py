@@ -1,38 +1,86 @@
-"""Jobs over processes, in order and with bounded memory."""
+"""Jobs over processes of this machine or of a Dask cluster, in order and with bounded memory."""
 
+import logging
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
 
 import cv2
 
-from data_shards.convert import Converted, Job
 from data_shards.errors import PackError
 
 AHEAD = 3
 """Jobs in flight per worker: one at work, two waiting, so that none idles and few radiographs are held at once."""
+_DASK_SECONDS = 15
+"""How long a scheduler may take to answer."""
+
+Work = TypeVar("Work")
+Done = TypeVar("Done")
 
 
-def spread(work: Callable[[Job], Converted], jobs: Iterable[Job], workers: int) -> Iterator[Converted]:
-    """`work` of each job, in their order; in this process for one worker. Raises PackError where a worker dies."""
-    if workers == 1:
+def spread(work: Callable[[Work], Done], jobs: Iterable[Work], workers: int, dask: str | None = None) -> Iterator[Done]:
+    """`work` of each job, in their order: in this process for one worker, else on `workers` processes or a cluster.
+
+    `dask` is the address of a Dask scheduler, whose workers then count. Jobs travel whole: sources are read here only.
+    Raises PackError where workers die for good; what a Dask worker had in hand when it died is done by another.
+    """
+    if dask is None and workers == 1:
         yield from map(work, jobs)
         return
-    # spawn: forking a process that runs threads (a progress bar, torch) may hang it
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        flying: deque[Future[Converted]] = deque()
+    with _cluster(dask) if dask else _processes(workers) as (executor, count):
+        flying: deque[Future[Done]] = deque()
         try:
             for job in jobs:
-                flying.append(pool.submit(work, job))
-                if len(flying) >= AHEAD * workers:
+                flying.append(executor.submit(work, job))
+                if len(flying) >= AHEAD * count:
                     yield flying.popleft().result()
             while flying:
                 yield flying.popleft().result()
-        except BrokenProcessPool:
-            raise PackError("a worker process died, most likely for want of memory: use fewer --workers") from None
         finally:
             for future in flying:
                 future.cancel()
+
+
+@contextmanager
+def _processes(workers: int) -> Iterator[tuple[Executor, int]]:
+    # spawn: forking a process that runs threads (a progress bar, torch) may hang it
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        try:
+            yield pool, workers
+        except BrokenProcessPool:
+            raise PackError(
+                "a worker process died, most likely for want of memory: use fewer --workers; the same command goes on"
+            ) from None
+
+
+@contextmanager
+def _cluster(address: str) -> Iterator[tuple[Executor, int]]:
+    try:
+        from distributed import Client, KilledWorker
+    except ImportError:
+        raise PackError(
+            '--dask needs Dask: pip install "tooth-foundations[dask]" (in a checkout: pip install -e ".[dask]")'
+        ) from None
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it logs every lost connection, and ours are told
+    try:
+        client = Client(address, timeout=_DASK_SECONDS, set_as_default=False)
+    except (OSError, ValueError, TypeError) as error:
+        raise PackError(f"no Dask scheduler answers at {address} ({type(error).__name__}): check the address") from None
+    with client:
+        threads = sum(client.nthreads().values())
+        if not threads:
+            raise PackError(f"the Dask scheduler at {address} has no workers: start some")
+        client.run(partial(cv2.setNumThreads, 1))
+        try:
+            yield client.get_executor(pure=False), threads
+        except KilledWorker:
+            raise PackError(
+                "Dask's workers died one after another on one radiograph, most likely for want of memory: give them "
+                "more; the same command goes on"
+            ) from None

@@ -1,17 +1,36 @@
-"""The end of a pack: which radiographs stay, the books closed, the shard folders written."""
+"""The end of a pack: which radiographs stay, whose they are, the books closed, the shard folders written."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_shards.boxes import BoxPlan
-from data_shards.convert import Converted
+from data_shards.convert import Converted, Frame
 from data_shards.errors import PackError
-from data_shards.folder import FORMAT, Chunk, statistics, write_index, write_manifest, write_shards
+from data_shards.folder import FORMAT, Piece, of_patient, statistics, write_index, write_manifest, write_shards
+from data_shards.groups import Earlier, Patients, drop_duplicates, find_near
 from data_shards.ids import Key
 from data_shards.inventory import Entry
+from data_shards.journal import Chunk, Journal
 from data_shards.ledger import Ledgers
-from data_shards.manifest import MANIFEST, REJECTED, stated
+from data_shards.manifest import MANIFEST, NEAR, REJECTED, stated
+
+NO_CROP = "none of its boxes gives a crop"
+
+
+@dataclass
+class Settled:
+    """What stays: radiographs in the order of their ids, and whose they are.
+
+    `near` are the pairs that are one radiograph or nearly so, for `near.jsonl`; None where they were not sought.
+    """
+
+    frames: list[Frame]
+    patients: Patients
+    near: list[dict[str, Any]] | None
 
 
 def held_out(patient: str, share: float) -> bool:
@@ -20,110 +39,152 @@ def held_out(patient: str, share: float) -> bool:
 
 
 def settle(
-    done: Sequence[Converted], plan: BoxPlan, earlier: dict[str, str], images: Sequence[Entry], ledgers: Ledgers
-) -> None:
+    done: Sequence[Converted],
+    plan: BoxPlan,
+    earlier: Earlier,
+    images: Sequence[Entry],
+    within: int | None,
+    drop_near: bool,
+    ledgers: Ledgers,
+) -> Settled:
     """Close the books: duplicates go, and what belongs to a rejected radiograph is rejected with it.
 
-    Of radiographs with the same pixels the one in `earlier` stays (fingerprint to id), else the one of the lowest id.
+    Near duplicates (`within` so many bits; None: not sought) make two patients one, and with `drop_near` one of them
+    goes.
     """
-    first = dict(earlier)
-    for converted in done:
-        for id_, reason in converted.rejected:
-            ledgers.reject("boxes", id_, reason)
-        if converted.reason:
-            ledgers.reject("radiographs", converted.radiograph, converted.reason)
-        elif not converted.samples:
-            ledgers.reject("radiographs", converted.radiograph, "none of its boxes gives a crop")
-        elif converted.pixels in first:
-            where = "an earlier pack" if converted.pixels in earlier else "this pack"
-            reason = f"a duplicate: the same pixels are in {where}"
-            ledgers.reject("radiographs", converted.radiograph, reason, twin=first[converted.pixels])
-        else:
-            first[converted.pixels] = converted.radiograph
+    frames = sorted((frame for one in done for frame in one.frames), key=lambda frame: frame.radiograph)
+    for one in done:
+        if one.reason:
+            ledgers.reject("radiographs", one.radiograph, one.reason)
+    for frame in frames:
+        _enter(frame, ledgers)
+    joined = drop_duplicates(_used(frames, ledgers), earlier, ledgers)
+    if within is not None:
+        joined += find_near(_used(frames, ledgers), earlier, within, drop_near, ledgers)
+    patients = Patients(earlier)
+    for line in joined:
+        patients.join(*line["patients"])
+    _close(done, plan, images, ledgers)
+    joined.sort(key=lambda line: line["radiographs"])
+    return Settled(_used(frames, ledgers), patients, joined if joined or within is not None else None)
+
+
+def _enter(frame: Frame, ledgers: Ledgers) -> None:
+    ledgers.see("radiographs", frame.radiograph)
+    for id_ in frame.boxes:
+        ledgers.see("boxes", id_)
+    for id_, reason in frame.rejected:
+        ledgers.reject("boxes", id_, reason)
+    if frame.reason or not frame.samples:
+        ledgers.reject("radiographs", frame.radiograph, frame.reason or NO_CROP)
+
+
+def _used(frames: Sequence[Frame], ledgers: Ledgers) -> list[Frame]:
+    return [frame for frame in frames if ledgers.is_used("radiographs", frame.radiograph)]
+
+
+def _close(done: Sequence[Converted], plan: BoxPlan, images: Sequence[Entry], ledgers: Ledgers) -> None:
+    """Reject what hangs on a rejected radiograph: its boxes, and its file where that has no other."""
+    frames = {one.radiograph: one.frames for one in done}
     for image in images:
-        if why := ledgers.reason("radiographs", image.radiograph):
-            ledgers.reject("files", image.file, why)
-            for box in plan.boxes.get(image.radiograph, []):
-                ledgers.reject("boxes", box.id, f"its radiograph is not used: {why}")
-    for file, boxes in plan.files.items():
-        if not any(ledgers.is_used("boxes", id_) for id_ in boxes):
-            ledgers.reject("files", file, "none of its boxes gives a crop")
+        whole = frames.get(image.radiograph, [])
+        reasons = {frame.radiograph: ledgers.reason("radiographs", frame.radiograph) for frame in whole}
+        reasons.setdefault(image.radiograph, ledgers.reason("radiographs", image.radiograph))
+        boxes = {frame.radiograph: frame.boxes for frame in whole}
+        boxes[image.radiograph] = [box.id for box in plan.boxes.get(image.radiograph, [])]
+        for radiograph, why in reasons.items():
+            for id_ in boxes[radiograph] if why else ():
+                ledgers.reject("boxes", id_, f"its radiograph is not used: {why}")
+        if all(reasons.values()):
+            ledgers.reject("files", image.file, reasons[image.radiograph])
+    for file, ids in plan.files.items():
+        if not any(ledgers.is_used("boxes", id_) for id_ in ids):
+            ledgers.reject("files", file, NO_CROP)
 
 
 def write_parts(
     folder: Path,
-    done: Sequence[Converted],
-    chunks: dict[str, Chunk],
-    spool: Path,
+    settled: Settled,
+    chunks: Mapping[str, Chunk],
+    journal: Journal,
     settings: dict[str, Any],
+    shares: list[dict[str, Any]],
     key: Key,
     ledgers: Ledgers,
-    shares: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """The shard folder, with its holdout in it as a shard folder of its own. Returns the manifest.
 
     The ledgers and `shares` (see `source_shares`) of the main manifest are the whole pack's. Raises PackError where a
     part would be empty.
     """
-    used = [c for c in done if ledgers.is_used("radiographs", c.radiograph)]
     share = settings["holdout"]
-    held = [c for c in used if held_out(c.patient, share)]
-    kept = [c for c in used if not held_out(c.patient, share)]
-    if not used:
+    held = [f for f in settled.frames if held_out(settled.patients.of(f.patient), share)]
+    kept = [f for f in settled.frames if not held_out(settled.patients.of(f.patient), share)]
+    if not settled.frames:
         raise PackError(_why_nothing(ledgers))
     if share and not (held and kept):
-        patients = len({c.patient for c in used})
+        patients = len({settled.patients.of(f.patient) for f in settled.frames})
         verb = "raise" if kept else "lower"
         raise PackError(
             f"a holdout of {share} leaves one side of {patients} patients empty: {verb} --holdout, or pack more"
         )
-    own = {name: {"seen": n, "used": n, "rejected": 0} for name, n in _counts(held).items()}
-    held_manifest = _write_part(folder / "holdout", held, chunks, spool, settings, key) if held else None
-    manifest = _write_part(folder, kept, chunks, spool, settings, key)
+    write = partial(_write_part, settled=settled, chunks=chunks, journal=journal, settings=settings, key=key)
+    held_manifest = write(folder / "holdout", held) if held else None
+    manifest = write(folder, kept)
     statistics_held = held_manifest["statistics"] if held_manifest else {}
     manifest["holdout"] = {name: statistics_held.get(name, 0) for name in ("samples", "radiographs", "patients")}
-    manifest["sources"] = shares
     manifest["ledgers"] = ledgers.totals()
     manifest["reasons"] = {name: dict(sorted(counts.items())) for name, counts in ledgers.reasons().items()}
+    manifest["sources"] = shares
     written = manifest["statistics"]["samples"] + manifest["holdout"]["samples"]
     assert written == manifest["ledgers"]["boxes"]["used"], "the shards do not hold the boxes that the ledger counts"
     if held_manifest is not None:
         (folder / "holdout" / REJECTED).touch()
         listed = stated(folder / "holdout" / REJECTED)
+        own = {name: {"seen": n, "used": n, "rejected": 0} for name, n in _counts(held).items()}
         held_manifest.update(part="holdout", rejected=listed, ledgers=own, reasons={name: {} for name in own})
         write_manifest(folder / "holdout", held_manifest)
         manifest["holdout"]["sha256"] = stated(folder / "holdout" / MANIFEST)["sha256"]
     ledgers.write_rejected(folder / REJECTED)
     manifest["rejected"] = stated(folder / REJECTED)
+    if settled.near is not None:
+        (folder / NEAR).write_text("".join(json.dumps(line) + "\n" for line in settled.near), encoding="utf-8")
+        manifest["near"] = stated(folder / NEAR)
     write_manifest(folder, manifest)
     return manifest
 
 
 def _write_part(
     folder: Path,
-    members: Sequence[Converted],
-    chunks: dict[str, Chunk],
-    spool: Path,
+    frames: Sequence[Frame],
+    settled: Settled,
+    chunks: Mapping[str, Chunk],
+    journal: Journal,
     settings: dict[str, Any],
     key: Key,
 ) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
-    limits = int(settings["shard_mb"] * 1e6), settings["shard_samples"]
-    shards = write_shards(folder, spool, (chunks[c.radiograph] for c in members), *limits)
-    count, total, squares = (sum(getattr(c, name) for c in members) for name in ("count", "total", "squares"))
+
+    def members(frame: Frame) -> bytes:
+        found, patient = journal.members(chunks[frame.radiograph]), settled.patients.of(frame.patient)
+        return found if patient == frame.patient else of_patient(found, patient)
+
+    pieces = (Piece(frame.size, frame.samples, partial(members, frame)) for frame in frames)
+    shards = write_shards(folder, pieces, int(settings["shard_mb"] * 1e6), settings["shard_samples"])
     return {
         "format": FORMAT,
         "part": "main",
         "key": key.check(),
         "settings": settings,
-        "statistics": statistics(folder, count, total, squares),
+        "statistics": statistics(folder, frames),
         "index": write_index(folder, shards),
         "shards": shards,
     }
 
 
-def _counts(members: Sequence[Converted]) -> dict[str, int]:
-    return {"files": len(members), "radiographs": len(members), "boxes": sum(c.samples for c in members)}
+def _counts(frames: Sequence[Frame]) -> dict[str, int]:
+    files = len({frame.file for frame in frames})
+    return {"files": files, "radiographs": len(frames), "boxes": sum(f.samples for f in frames)}
 
 
 def _why_nothing(ledgers: Ledgers) -> str:

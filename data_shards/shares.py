@@ -4,28 +4,26 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from data_shards.convert import Converted
+from data_shards.convert import Frame
 from data_shards.ids import Key
 from data_shards.inventory import Entry
-from data_shards.ledger import Ledgers
 from data_shards.sources import Source
 
 
 def source_shares(
-    sources: Sequence[Source], entries: Iterable[Entry], done: Iterable[Converted], ledgers: Ledgers, key: Key
+    sources: Sequence[Source], entries: Iterable[Entry], frames: Iterable[Frame], key: Key
 ) -> list[dict[str, Any]]:
     """For each source, by id: its `files` (all), and the `radiographs` and `crops` that are used of it.
 
-    `entries` are all files (some twice, perhaps), `done` what became of those with boxes.
+    `entries` are all files (some twice, perhaps), `frames` the radiographs that are used.
     """
-    source_of = {entry.radiograph: entry.source for entry in entries}
+    source_of = {entry.file: entry.source for entry in entries}
     files = Counter(source_of.values())
     radiographs, crops = Counter[int](), Counter[int]()
-    for converted in done:
-        if ledgers.is_used("radiographs", converted.radiograph):
-            number = source_of[converted.radiograph]
-            radiographs[number] += 1
-            crops[number] += converted.samples
+    for frame in frames:
+        number = source_of[frame.file]
+        radiographs[number] += 1
+        crops[number] += frame.samples
     shares = [
         {"id": source_id(key, source), "files": files[n], "radiographs": radiographs[n], "crops": crops[n]}
         for n, source in enumerate(sources)

@@ -757,19 +757,25 @@ def test_a_pack_into_its_own_source_reads_what_was_there_first(tmp_path, monkeyp
     assert found == {image(i).tobytes() for i in range(4)}
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path):
     source = zipped(tmp_path / "a.zip", {f"{i}.png": saved(image(i, (300, 400))) for i in range(20)})
-    code = (
+    limited = (
         "import resource, signal, sys\n"
         "from data_shards.__main__ import main\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
-        f"main(['pack', {str(source)!r}, '--out', {str(tmp_path / 'out')!r}, '--key', {str(tmp_path / 'key')!r}])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    command = f"main(['pack', {str(source)!r}, '--out', {str(tmp_path / 'out')!r}, '--key', {str(tmp_path / 'key')!r}])"
+    done = subprocess.run([sys.executable, "-c", limited + command], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert re.search(r"^error: cannot write .*File too large.*free some space", done.stderr, re.MULTILINE)
+    assert re.search(r"^error: cannot write .*File too large.*the same command goes on", done.stderr, re.MULTILINE)
     assert "Traceback" not in done.stderr
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zip", "key"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.packing", "a.zip", "key"]
+    free = "from data_shards.__main__ import main\n"
+    done = subprocess.run([sys.executable, "-c", free + command], capture_output=True, text=True, check=True)
+    assert re.search(r"^continuing: [1-9]\d* files are converted already", done.stdout, re.MULTILINE)
+    assert not (tmp_path / ".out.packing").exists()
+    packed(source, tmp_path / "whole", key=(tmp_path / "key"))
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

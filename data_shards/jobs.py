@@ -1,0 +1,73 @@
+"""The second pass over the sources: the radiographs that have boxes, with all that their conversion depends on."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+
+from data_shards.boxes import BoxPlan
+from data_shards.convert import Job, Settings
+from data_shards.errors import MemberError
+from data_shards.ids import Key
+from data_shards.inventory import Entry
+from data_shards.ledger import Ledgers
+from data_shards.member import Member
+from data_shards.sources import Source
+
+CONVERSION = 1
+"""Version of `convert`: raised whenever it makes other bytes of the same job, so that old ones are not continued."""
+
+
+def patients_of(
+    pattern: re.Pattern[str] | None, images: Sequence[Entry], key: Key, ledgers: Ledgers
+) -> dict[str, tuple[str, str]]:
+    """Patient id and what it was made from, by radiograph id: by the pattern, else each radiograph is a patient."""
+    patients = {}
+    for image in images:
+        if pattern is None:
+            name = image.name
+        elif match := pattern.search(image.name):
+            name = match[1] if pattern.groups and match[1] is not None else match[0]
+        else:
+            ledgers.reject("radiographs", image.radiograph, "no patient in its name: --patient does not match")
+            continue
+        patients[image.radiograph] = (key.id("patient", name), name)
+    return patients
+
+
+def radiographs_in(
+    sources: Sequence[Source], images: Sequence[Entry], ledgers: Ledgers
+) -> Iterator[tuple[Entry, Member]]:
+    """The members of these images in the order in which they lie in their sources; others are not read.
+
+    What cannot be reached any more is rejected.
+    """
+    for number, source in enumerate(sources):
+        wanted = {e.name: e for e in images if e.source == number}
+        try:
+            for member in source.members() if wanted else ():
+                entry = wanted.pop(source.name_of(member.name), None)
+                if entry is not None:
+                    yield entry, member
+        except MemberError as error:  # the archive ended early in this pass as in the first
+            for entry in wanted.values():
+                ledgers.reject("radiographs", entry.radiograph, str(error))
+            continue
+        for entry in wanted.values():
+            ledgers.reject("radiographs", entry.radiograph, "it vanished from its source while packing")
+
+
+def digest_of(entry: Entry, member: Member, patient: str, plan: BoxPlan, key: Key, settings: Settings) -> str:
+    """What tells whether a conversion kept from before is still the one wanted (SHA-256, hex).
+
+    Of the version, the settings, the key, the boxes and the member's stamp, which changes with its content.
+    """
+    boxes = list(plan.boxes[entry.radiograph])
+    parts = [CONVERSION, settings, key.check(), entry.file, entry.radiograph, patient, plan.whole, member.stamp, boxes]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def job_of(entry: Entry, member: Member, digest: str, patient: str, plan: BoxPlan) -> Job:
+    """The job of a member, its bytes read. Raises MemberError."""
+    boxes = tuple(plan.boxes[entry.radiograph])
+    return Job(digest, entry.radiograph, entry.file, patient, member.read(), boxes, plan.whole)
