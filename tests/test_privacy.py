@@ -345,7 +345,7 @@ def test_no_secret_is_in_any_byte_of_a_pack(tmp_path, container):
     pattern = rf"(?P<name>{PLACE[0]}_\d+)_[\d-]+/(?:\w+-)?{KEPT}"
     shell(tmp_path, "pack", source, "--out", "shards/out", "--patient", pattern)
     assert len(ShardSet(tmp_path / "shards" / "out")) == len(IMAGES)
-    assert searched(tmp_path / "shards") == 4
+    assert searched(tmp_path / "shards") == 5
 
 
 def annotated(members):
@@ -365,7 +365,7 @@ def test_no_secret_is_in_what_other_commands_write(tmp_path):
     shell(tmp_path, "preview", "shards/out", "--out", "shards/sheet.png")
     shell(tmp_path, "preview", source, "--out", "shards/radiographs.png")
     shell(tmp_path, "verify", "shards/out")
-    assert searched(tmp_path / "shards") == 11
+    assert searched(tmp_path / "shards") == 12
     owned = [path for path in (tmp_path / "config").rglob("*") if path.is_file()]
     assert {path.stat().st_mode & 0o777 for path in owned} == {0o600}
     beside = b"".join(path.read_bytes() for path in owned)
@@ -435,7 +435,7 @@ def test_no_secret_is_in_boxes_of_any_format(tmp_path, annotations):
     told = shell(tmp_path, "pack", source, "--out", "out")
     assert annotations.__name__ in told
     assert 1 <= len(ShardSet(tmp_path / "out")) <= 2
-    assert searched(tmp_path / "out") == 4
+    assert searched(tmp_path / "out") == 5
 
 
 def test_a_label_that_is_asked_for_travels_alone(tmp_path):
@@ -444,7 +444,7 @@ def test_a_label_that_is_asked_for_travels_alone(tmp_path):
     source = zip_of(tmp_path, {"x.png": png(0), "boxes.csv": rows.encode()})
     shell(tmp_path, "pack", source, "--out", "out", "--labels", "ward")
     assert ShardSet(tmp_path / "out").meta(0)["ward"] == "north"
-    assert searched(tmp_path / "out") == 4
+    assert searched(tmp_path / "out") == 5
 
 
 def test_an_error_tells_no_secret(tmp_path):
