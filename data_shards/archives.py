@@ -1,5 +1,6 @@
 """The members of a zip or tar, read forward with bounded memory."""
 
+import struct
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ SPECIAL = "not a regular file"
 ENCRYPTED = "encrypted: pack a decrypted copy"
 CUT = "the archive ends early: copy it again"
 BEHIND = "the archive goes on behind its end mark, as joined or damaged ones do: unpack it, and pack the folder"
+_LISTED = 46  # bytes of a member in a zip's list, without its name
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
 
 
@@ -41,9 +43,38 @@ def zip_members(file: IO[bytes], whole: Expansion) -> Iterator[Member]:
 
 def _opened_zip(file: IO[bytes]) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(file)
+        try:
+            return zipfile.ZipFile(file)
+        except UnicodeDecodeError:
+            return zipfile.ZipFile(_Forgiving(file))
     except zipfile.BadZipFile:
         raise MemberError("a zip whose list of members, at its end, is damaged or cut off: copy it again") from None
+
+
+class _Forgiving:
+    """A zip, in whose list the names that are not the UTF-8 that they are marked as lose that mark.
+
+    For zipfile one such name makes the whole archive unreadable; so it is only that member, whose own header disagrees.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._listed = file, False
+        self.seek, self.tell, self.seekable, self.close = file.seek, file.tell, file.seekable, file.close
+
+    def read(self, size: int = -1) -> bytes:
+        found = self._file.read(size)
+        if self._listed or not found.startswith(b"PK\1\2"):
+            return found
+        self._listed = True
+        listed, at = bytearray(found), 0
+        while listed[at : at + 4] == b"PK\1\2" and at + _LISTED <= len(listed):
+            name, extra, comment = struct.unpack_from("<3H", listed, at + 28)
+            try:
+                listed[at + _LISTED : at + _LISTED + name].decode()
+            except UnicodeDecodeError:
+                listed[at + 9] &= ~8
+            at += _LISTED + name + extra + comment
+        return bytes(listed)
 
 
 def _refused_in_zip(info: zipfile.ZipInfo) -> str:

@@ -187,5 +187,5 @@ def reason_of(error: Exception, otherwise: str) -> str:
     if isinstance(error, EOFError):
         return "the archive ends early: copy it again"
     if isinstance(error, UnicodeDecodeError):
-        return "a name in its list is not the UTF-8 that it is marked as: pack an unpacked copy"
+        return "its name is not the UTF-8 that it is marked as in its archive: pack an unpacked copy"
     return f"{otherwise} ({type(error).__name__})"
