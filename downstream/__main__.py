@@ -36,7 +36,7 @@ from pretrain.evaluate import EvaluationError
 
 PROG = "python -m downstream"
 MISTAKES = (BackboneError, CheckpointError, ConfigError, DownstreamError, EvaluationError, ShardError, ViewError)
-LISTS = ("--shards", "--label", "--query", "--size", "--l2", "--fractions")
+LISTS = ("--shards", "--label", "--query", "--size", "--l2", "--lr", "--fractions")
 ONE_LABEL = ("finetune", "curve")
 """Commands that learn one label, so that --label takes one name; they may run in several processes, or say why not."""
 

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -31,13 +31,25 @@ class Trained:
 
     model: Sequential(backbone, Linear) in `eval()` on the accelerator's device, with the best epoch's weights, the same
     on every process. curve: of each epoch its number `epoch`, mean `loss` and, where patients were set apart,
-    `balanced_accuracy` on them. best_epoch: from 1 on. losses: of every step, over the global batch.
+    `balanced_accuracy` on them. best_epoch: from 1 on. losses: of every step, over the global batch. lr: the
+    backbone's peak rate. tried: of several rates what each reached on the patients set apart, None if it diverged.
     """
 
     model: nn.Sequential
     curve: list[dict[str, Any]]
     best_epoch: int
     losses: list[float]
+    lr: float
+    tried: dict[str, float | None]
+
+    @property
+    def reached(self) -> float:
+        """Balanced accuracy of the best epoch on the patients set apart; 0 where there were none."""
+        return self.curve[self.best_epoch - 1].get("balanced_accuracy", 0.0)
+
+
+class DivergedError(DownstreamError):
+    """A loss or gradient that is not finite."""
 
 
 def train_classifier(
@@ -54,14 +66,50 @@ def train_classifier(
 ) -> Trained:
     """Train a copy of `backbone` and a new Linear on the crops `train`, stopping early by the crops `validation`.
 
-    `weights` says how images are made; its own model is not used. codes: classes int [N] in 0 ... classes - 1 of all
-    crops. train, validation: numbers of crops; without validation the last epoch counts. Called on every process alike;
-    `backbone` is not changed. Raises DownstreamError where nothing can be trained, ShardError for a crop that cannot
-    be read.
+    Of several rates `config.lr` each is trained, and that which does best on `validation` is kept (of equal ones the
+    first). `weights` says how images are made; its own model is not used. codes: classes int [N] in 0 ... classes - 1
+    of all crops. train, validation: numbers of crops; without validation the last epoch counts. Called on every process
+    alike; `backbone` is not changed. Raises DownstreamError where nothing can be trained or chosen, ShardError for a
+    crop that cannot be read.
     """
+    if len(config.lr) > 1 and not len(validation):
+        raise DownstreamError(f"no patients are set apart to choose one of {len(config.lr)} rates by: give one --lr")
+    best: Trained | None = None
+    tried: dict[str, float | None] = {}
+    for number, rate in enumerate(config.lr, start=1):
+        named = f"{title}, lr {rate:g}" if len(config.lr) > 1 else title
+        try:
+            trained = _train(
+                backbone, weights, crops, codes, classes, train, validation, config, rate, accelerator, named
+            )
+        except DivergedError:
+            tried[f"{rate:g}"] = None
+            if best is None and number == len(config.lr):
+                raise
+            continue
+        tried[f"{rate:g}"] = trained.reached
+        if best is None or trained.reached > best.reached:
+            best = trained
+    assert best
+    return replace(best, tried=tried if len(config.lr) > 1 else {})
+
+
+def _train(
+    backbone: Backbone,
+    weights: Weights,
+    crops: Crops,
+    codes: np.ndarray,
+    classes: int,
+    train: np.ndarray,
+    validation: np.ndarray,
+    config: TrainingConfig,
+    lr: float,
+    accelerator: Accelerator,
+    title: str,
+) -> Trained:
     steps = plan(len(train), config, accelerator.num_processes)
     balance = class_weights(codes[train], classes) if config.class_weights else torch.ones(classes)
-    tuner = Tuner(backbone, weights, balance, steps.total, config, accelerator)
+    tuner = Tuner(backbone, weights, balance, steps.total, config, lr, accelerator)
     views = LabelledViews(crops, codes, weights.size, config)
     curve: list[dict[str, Any]] = []
     losses: list[float] = []
@@ -72,7 +120,7 @@ def train_classifier(
         desc=title,
         leave=False,
         dynamic_ncols=True,
-        disable=not accelerator.is_main_process,
+        disable=None if accelerator.is_main_process else True,  # None: none where standard error is no terminal
     ) as bar:
         for epoch in range(config.epochs):
             passes = range(epoch * steps.passes, (epoch + 1) * steps.passes)
@@ -94,7 +142,7 @@ def train_classifier(
             elif epoch - best >= config.patience:
                 break
     model = tuner.finished(kept)
-    return Trained(model, curve, best + 1, losses)
+    return Trained(model, curve, best + 1, losses, lr, {})
 
 
 @torch.no_grad()
@@ -154,6 +202,7 @@ class Tuner:
         balance: Tensor,
         total: int,
         config: TrainingConfig,
+        lr: float,
         accelerator: Accelerator,
     ) -> None:
         self.weights, self.total, self.config, self.accelerator = weights, total, config, accelerator
@@ -168,7 +217,7 @@ class Tuner:
         self.model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.balance = balance.to(accelerator.device)
         groups = [
-            {"params": copied.parameters(), "peak": config.lr, "weight_decay": config.weight_decay},
+            {"params": copied.parameters(), "peak": lr, "weight_decay": config.weight_decay},
             {"params": classifier.parameters(), "peak": config.classifier_lr, "weight_decay": 0.0},
         ]
         self.trained, self.optimizer = accelerator.prepare(self.model, torch.optim.AdamW(groups))
@@ -176,7 +225,7 @@ class Tuner:
     def step(self, images: Tensor, targets: Tensor) -> float:
         """One step on this process's share, images [B, H, W] and classes [B]; the loss of the global batch.
 
-        Raises DownstreamError, on every process, if training diverged.
+        Raises DivergedError, on every process, if training diverged.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = warmup_cosine(self.done, self.total, self.warmup, group["peak"], 0.0)
@@ -190,7 +239,7 @@ class Tuner:
         self.accelerator.backward(loss)
         norm = float(self.accelerator.clip_grad_norm_(self.trained.parameters(), self.config.clip))
         if not (math.isfinite(everyones) and math.isfinite(norm)):
-            raise DownstreamError(
+            raise DivergedError(
                 f"the loss is {everyones:g} and the gradient norm {norm:g} at step {self.done}: "
                 "lower --lr and --classifier_lr"
             )

@@ -3,9 +3,9 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +25,8 @@ from pretrain.evaluate import balanced_accuracy, knn_predict, unit
 
 POINTS = "points.jsonl"
 ENOUGH = 10
-"""Patients from which on a share of them chooses the epoch and the L2 strength. Fewer are all needed to learn from: the
-last epoch and the middle strength count."""
+"""Patients from which on a share of them chooses the epoch, the rate and the L2 strength. Fewer are all needed to learn
+from: the last epoch, the middle rate and the middle strength count."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,15 @@ SERIES = (
     Series("knn", "pixels", "k-NN on raw pixels"),
 )
 COLOURS = {"trained": "#1f6fb4", "random": "#d9772b", "pixels": "#707070"}
+CHOSEN = {"finetune": "lr", "linear": "L2"}
 STYLES = {"finetune": "-", "linear": "--", "knn": ":"}
+
+
+class Point(NamedTuple):
+    """A point of a line: balanced accuracy, and the rate or L2 strength that was chosen for it (k-NN has none)."""
+
+    score: float
+    chosen: float | None
 
 
 class Subset(NamedTuple):
@@ -81,15 +89,18 @@ def curve(config: CurveConfig, weights: Weights, accelerator: Accelerator) -> di
         count = {"crops": len(subset.crops), "patients": len(np.unique(crops.patients[subset.crops]))}
         sizes.setdefault(f"{subset.fraction:g}", []).append(count)
         for series in SERIES:
-            score = points.of(series, subset, lambda series=series, learn=learn: learn.score(series))  # type: ignore[misc]
-            print(f"{subset.fraction:>7.1%} of labels, draw {subset.draw + 1}: {series.label:<32}{score:.3f}")
-    scores = points.table()
+            point = points.of(series, subset, lambda series=series, learn=learn: learn.point(series))  # type: ignore[misc]
+            chosen = f"  ({CHOSEN[series.method]} {point.chosen:g})" if point.chosen is not None else ""
+            drawn = f"{subset.fraction:>7.1%} of labels, draw {subset.draw + 1}"
+            print(f"{drawn}: {series.label:<32}{point.score:.3f}{chosen}", flush=True)
+    scores = points.table("score")
     draw_curve(Path(config.out) / "curve.png", config, scores, sizes, 1 / len(np.unique(codes[tested])))
     return {
         "label": config.label,
         "classes": classes.tolist(),
         "chance": round(1 / len(np.unique(codes[tested])), 4),
         "balanced_accuracy": scores,
+        "chosen_on_validation_patients": points.table("chosen"),
         "learnt_from": sizes,
         "tested": {"crops": int(tested.sum()), "patients": len(np.unique(crops.patients[tested]))},
     }
@@ -130,36 +141,35 @@ class Learner:
     subset: np.ndarray
     accelerator: Accelerator
 
-    def score(self, series: Series) -> float:
-        """Balanced accuracy on the tested patients."""
-        method: Callable[[str], np.ndarray] = getattr(self, series.method)
-        return round(balanced_accuracy(self.codes[self.tested], method(series.source)), 4)
+    def point(self, series: Series) -> Point:
+        """Balanced accuracy on the tested patients, and what was chosen for it on others."""
+        method: Callable[[str], tuple[np.ndarray, float | None]] = getattr(self, series.method)
+        predicted, chosen = method(series.source)
+        return Point(round(balanced_accuracy(self.codes[self.tested], predicted), 4), chosen)
 
-    def knn(self, source: str) -> np.ndarray:
+    def knn(self, source: str) -> tuple[np.ndarray, None]:
         """Predicted codes [M], by cosine."""
         bank, queries = unit(self.features[source][self.subset]), unit(self.features[source][self.tested])
-        return knn_predict(bank, self.codes[self.subset], queries, self.config.neighbours)
+        return knn_predict(bank, self.codes[self.subset], queries, self.config.neighbours), None
 
-    def linear(self, source: str) -> np.ndarray:
+    def linear(self, source: str) -> tuple[np.ndarray, float]:
         """Predicted codes [M] of logistic regression, its strength chosen on validation patients."""
         known, codes, patients = self.features[source][self.subset], self.codes[self.subset], self._patients
-        strength = sorted(self.config.l2)[len(self.config.l2) // 2]
-        if len(np.unique(patients)) >= ENOUGH:
-            strength = choose_l2(known, codes, patients, self.config.l2, self.config.seed)
-        return fit_predict(known, codes, self.features[source][self.tested], strength)
+        strengths = self.config.l2 if self.enough else _middle(self.config.l2)
+        strength = choose_l2(known, codes, patients, strengths, self.config.seed)
+        return fit_predict(known, codes, self.features[source][self.tested], strength), strength
 
-    def finetune(self, source: str) -> np.ndarray:
-        """Predicted codes [M] of backbone and classifier trained end to end.
+    def finetune(self, source: str) -> tuple[np.ndarray, float]:
+        """Predicted codes [M] of backbone and classifier trained end to end; validation patients choose epoch and rate.
 
-        From scratch the backbone learns as fast as the classifier: both start from nothing.
+        Training from scratch chooses among the same rates, so that neither side has an advantage.
         """
-        config, backbone = self.config, self.weights.model
-        if source == "random":
-            config = config.from_scratch()
-            backbone = self._untrained()
+        config, backbone = self.config, self._untrained() if source == "random" else self.weights.model
         held = np.zeros(len(self.subset), bool)
-        if len(np.unique(self._patients)) >= ENOUGH:
+        if self.enough:
             held = set_apart(self.codes[self.subset], self._patients, config.validation, config.seed)
+        else:
+            config = replace(config, lr=_middle(config.lr))
         trained = train_classifier(
             backbone,
             self.weights,
@@ -173,7 +183,13 @@ class Learner:
             f"{len(self.subset)} crops",
         )
         tested = np.flatnonzero(self.tested)
-        return predict(trained.model, self.weights, self.crops, tested, config, self.accelerator).argmax(1)
+        found = predict(trained.model, self.weights, self.crops, tested, config, self.accelerator)
+        return found.argmax(1), trained.lr
+
+    @property
+    def enough(self) -> bool:
+        """Whether there are patients to spare for choosing."""
+        return self.config.validation > 0 and len(np.unique(self._patients)) >= ENOUGH
 
     @property
     def _patients(self) -> np.ndarray:
@@ -195,31 +211,40 @@ class _Points:
         for source in crops.sets:
             digest.update(source.checksum.encode())
         self.path, self.run = path, digest.hexdigest()[:16]
-        self.known = {self._key(line): line["score"] for line in _lines(path) if line.get("run") == self.run}
+        self.known = {
+            self._key(line): Point(line["score"], line["chosen"])
+            for line in _lines(path)
+            if line.get("run") == self.run
+        }
         self.asked: list[tuple[str, str, float, int]] = []
 
-    def of(self, series: Series, subset: Subset, measure: Callable[[], float]) -> float:
-        """The score of a line on a subset, measured if it is not known."""
+    def of(self, series: Series, subset: Subset, measure: Callable[[], Point]) -> Point:
+        """The point of a line on a subset, measured if it is not known."""
         line = {"run": self.run, **asdict(series), "fraction": subset.fraction, "draw": subset.draw}
         key = self._key(line)
         self.asked.append(key)
         if key not in self.known:
             self.known[key] = measure()
             with self.path.open("a") as file:  # the line break first: the last line may be torn
-                file.write("\n" + json.dumps(line | {"score": self.known[key]}))
+                file.write("\n" + json.dumps(line | self.known[key]._asdict()))
         return self.known[key]
 
-    def table(self) -> dict[str, dict[str, list[float]]]:
-        """Scores of the draws, by line and share."""
-        found: dict[str, dict[str, list[float]]] = {}
+    def table(self, field: Literal["score", "chosen"]) -> dict[str, dict[str, list[Any]]]:
+        """Scores, or what was chosen for them, of the draws by line and share; lines without any are left out."""
+        found: dict[str, dict[str, list[Any]]] = {}
         for key in self.asked:
             method, source, fraction, _ = key
-            found.setdefault(f"{method} {source}", {}).setdefault(f"{fraction:g}", []).append(self.known[key])
+            if (value := getattr(self.known[key], field)) is not None:
+                found.setdefault(f"{method} {source}", {}).setdefault(f"{fraction:g}", []).append(value)
         return found
 
     @staticmethod
     def _key(line: dict[str, Any]) -> tuple[str, str, float, int]:
         return line["method"], line["source"], line["fraction"], line["draw"]
+
+
+def _middle(choices: tuple[float, ...]) -> tuple[float]:
+    return (sorted(choices)[len(choices) // 2],)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -133,7 +133,7 @@ def _embedded(
 ) -> dict[str, np.ndarray]:
     """Features by model, all given the images that `weights` wants; `pixels` uint8 [N, 576] and `size` [N, 2] in px."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in (*models, "pixels", "size")}
-    with tqdm(total=len(crops), unit="crop", desc="embedding", dynamic_ncols=True) as bar:
+    with tqdm(total=len(crops), unit="crop", desc="embedding", dynamic_ncols=True, disable=None) as bar:
         for batch in _batches(crops, weights, config):
             found["pixels"].append(stacked([shown.pixels for shown in batch]).reshape(len(batch), -1))
             found["size"].append(np.array([shown.size for shown in batch]))

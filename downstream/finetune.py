@@ -79,6 +79,7 @@ def finetune(config: FinetuneConfig, weights: Weights, accelerator: Accelerator)
             print(
                 f"fold {n}/{len(folds)}: balanced accuracy {result['scores']['balanced_accuracy']:.3f} on "
                 f"{result['test']['patients']} patients, epoch {result['best_epoch']} of {len(result['curve'])} made, "
+                f"lr {result['lr']:g}, "
                 f"{result['seconds']} s" + (f"; about {remaining} s to go" if n < len(folds) else ""),
                 flush=True,
             )
@@ -113,7 +114,7 @@ def _result(
     classes: int,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """Fold `n`, from an earlier try of the same command or trained now: probabilities, curve, best_epoch, seconds."""
+    """Fold `n`, from an earlier try of the same command or trained now: probabilities, curve, lr, seconds and more."""
     path = Path(config.out) / f"fold-{n}.pth"
     identity = _identity(fold, config, weights, crops, codes, accelerator.num_processes)
     held: list[Any] = [_earlier(path, identity) if accelerator.is_main_process else None]
@@ -140,6 +141,8 @@ def _result(
     result = {
         "file": path.name,
         "best_epoch": trained.best_epoch,
+        "lr": trained.lr,
+        "balanced_accuracy_by_lr_on_patients_set_apart": trained.tried,
         "curve": trained.curve,
         "probabilities": found.tolist(),
         "seconds": round(time.monotonic() - began, 1),

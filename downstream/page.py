@@ -180,12 +180,13 @@ def _classes(metrics: dict[str, Any]) -> str:
 
 
 def _folds(metrics: dict[str, Any]) -> str:
-    heads = ("fold", "patients trained on", "set apart", "tested", "epoch", *SCORES.values())
+    heads = ("fold", "patients trained on", "set apart", "tested", "rate", "epoch", *SCORES.values())
     sides = ("train", "validation", "test")
     rows = [
         (
             str(fold["fold"]),
             *(str(fold[side]["patients"]) for side in sides),
+            f"{fold['lr']:g}",
             f"{fold['best_epoch']} of {len(fold['curve'])}",
             *(_figure(fold["scores"][name]) for name in SCORES),
         )

@@ -64,7 +64,8 @@ def score(
     """Balanced accuracy by kind of features: the crops of each fold [N] from 0 on are classified by all the others."""
     tested = fold >= 0
     scores = {}
-    for name, values in tqdm(features.items(), desc=label, unit="kind of features", leave=False, dynamic_ncols=True):
+    bar = tqdm(features.items(), desc=label, unit="kind of features", leave=False, dynamic_ncols=True, disable=None)
+    for name, values in bar:
         predicted = np.empty_like(labels)
         for test in (fold == f for f in np.unique(fold[tested])):
             predicted[test] = classify(values[~test], labels[~test], patients[~test], values[test])

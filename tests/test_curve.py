@@ -14,6 +14,7 @@ from data_shards.shard_set import ShardSet
 from downstream import curve as efficiency
 from downstream import features as keeping
 from downstream.config import CurveConfig
+from downstream.crops import find_crops
 from downstream.curve import SERIES, subsets
 
 QUICK = ("--epochs", 2, "--min_steps", 12, "--batch_size", 16, "--workers", 0)
@@ -23,7 +24,7 @@ QUICK = ("--epochs", 2, "--min_steps", 12, "--batch_size", 16, "--workers", 0)
 def curved(shards, checkpoint, tmp_path_factory):
     out = tmp_path_factory.mktemp("curve")
     options = ("--shards", shards, "--query", shards / "holdout", "--label", "finding", *QUICK)
-    options += ("--fractions", 0.25, 1, "--draws", 2)
+    options += ("--fractions", 0.25, 1, "--draws", 2, "--lr", 1e-9, 1e-3)
     return out, run("curve", checkpoint, out, *options), options
 
 
@@ -39,6 +40,11 @@ def test_every_line_has_every_point(curved, shards):
     ]
     assert all(count["patients"] == 4 for count in metrics["learnt_from"]["0.25"])  # of 16, with 6 crops each
     assert metrics["balanced_accuracy"]["finetune trained"]["1"][0] > 0.9  # the signal is planted
+    chosen = metrics["chosen_on_validation_patients"]
+    assert set(chosen) == {f"{s.method} {s.source}" for s in SERIES if s.method != "knn"}
+    assert chosen["finetune random"]["0.25"] == [1e-3] * 2  # of 4 patients: the middle one, of two the greater
+    assert chosen["finetune random"]["1"][0] in (1e-9, 1e-3)
+    assert chosen["linear pixels"]["0.25"] == [1e-2] * 2
     assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -57,11 +63,12 @@ def test_a_curve_continues_where_it_was_stopped(curved, checkpoint, monkeypatch,
     (out / "points.jsonl").write_text("\n".join(lines[:-2]) + "\n" + lines[-2][:20])  # killed while writing a line
     measured = []
 
-    def score(learner, series):
+    def point(learner, series):
         measured.append(series)
-        return json.loads(lines[-2 if len(measured) == 1 else -1])["score"]
+        line = json.loads(lines[-2 if len(measured) == 1 else -1])
+        return efficiency.Point(line["score"], line["chosen"])
 
-    monkeypatch.setattr(efficiency.Learner, "score", score)
+    monkeypatch.setattr(efficiency.Learner, "point", point)
     assert run("curve", checkpoint, out, *options)["balanced_accuracy"] == metrics["balanced_accuracy"]
     assert measured == list(SERIES[-2:])
     assert run("curve", checkpoint, out, *options)["balanced_accuracy"] == metrics["balanced_accuracy"]
@@ -69,6 +76,41 @@ def test_a_curve_continues_where_it_was_stopped(curved, checkpoint, monkeypatch,
     assert "earlier command" in capsys.readouterr().out
     run("curve", checkpoint, out, *options, "--seed", 1)  # another run's points are not taken for its own
     assert len(measured) > 2
+
+
+def test_nothing_is_chosen_on_the_patients_that_are_tested(shards, monkeypatch):
+    crops = find_crops([str(shards)], ["finding"])
+    codes = np.unique(crops.labels["finding"], return_inverse=True)[1]
+    patients = np.unique(crops.patients)
+    tested, subset = np.isin(crops.patients, patients[:4]), np.flatnonzero(np.isin(crops.patients, patients[4:]))
+    asked = []
+
+    def train_classifier(_b, _w, _c, codes, _k, train, validation, config, *_):
+        asked.append(set(crops.patients[validation]))
+        assert asked[-1]
+        assert not asked[-1] & set(crops.patients[train])
+        assert not {*asked[-1], *crops.patients[train]} & set(patients[:4])
+        assert len(config.lr) == 3
+        return SimpleNamespace(model=None, lr=config.lr[1])
+
+    def choose_l2(features, labels, groups, strengths, _seed):
+        assert set(groups) == set(patients[4:])
+        assert list(features[:, 0]) == list(subset)
+        assert len(strengths) == 4
+        return strengths[0]
+
+    monkeypatch.setattr(efficiency, "train_classifier", train_classifier)
+    monkeypatch.setattr(efficiency, "choose_l2", choose_l2)
+    monkeypatch.setattr(efficiency, "predict", lambda _m, _w, _c, indices, *_: np.eye(2)[codes[indices]])
+    config = CurveConfig(checkpoint="", out="", shards=["x"], label="finding")
+    features = {"trained": np.arange(len(codes), dtype=float)[:, None]}
+    weights = SimpleNamespace(model=None, backbone="test_resnet")
+    learner = efficiency.Learner(config, weights, crops, codes, np.arange(2), features, tested, subset, None)
+    for source in ("trained", "random"):
+        point = learner.point(efficiency.Series("finetune", source, ""))
+        assert point == (1, 4e-4)
+    assert asked[0] == asked[1]  # both sides choose by the same patients, among the same rates
+    assert learner.point(efficiency.Series("linear", "trained", "")).chosen == 0.1
 
 
 @settings(deadline=None, max_examples=60)

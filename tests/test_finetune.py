@@ -209,10 +209,32 @@ def test_mistakes_are_one_line(shards, checkpoint, tmp_path, capsys):
     assert "--folds 60" in said("--folds", 60)
     assert "--validation 0.99" in said("--validation", 0.99)
     assert "--patience is 0" in said("--patience", 0)
-    assert "--lr is 0.0" in said("--lr", 0)
+    assert "--lr is (0.0,)" in said("--lr", 0)
     assert "holdout" in said("--holdout", 0.3)
     assert "lower --lr" in said("--lr", 1e30, "--folds", 2, "--epochs", 1, "--min_steps", 5, "--clip", 1e30)
     assert not (tmp_path / "o" / "metrics.json").exists()
+
+
+def test_the_rate_is_chosen_on_patients_set_apart(ready):
+    weights, crops, codes = ready
+    config = config_of(epochs=2, min_steps=0, batch_size=8, lr=(1e30, 1e-9, 1e-3), clip=1e30)
+    train, validation = np.arange(40), np.arange(40, 60)
+
+    def trained(config, validation=validation):
+        known = codes.copy()
+        known[60:] = -99  # what is tested is neither here nor there
+        return train_classifier(weights.model, weights, crops, known, 2, train, validation, config, Accelerator())
+
+    chosen = trained(config)
+    alone = {rate: trained(replace(config, lr=(rate,))) for rate in (1e-9, 1e-3)}
+    assert chosen.tried == {"1e+30": None, "1e-09": alone[1e-9].reached, "0.001": alone[1e-3].reached}
+    assert chosen.lr == max(alone, key=lambda rate: alone[rate].reached)
+    assert chosen.losses == alone[chosen.lr].losses
+    assert alone[1e-3].tried == {}
+    with pytest.raises(DownstreamError, match="lower --lr"):
+        trained(replace(config, lr=(1e30, 1e31)))
+    with pytest.raises(DownstreamError, match="no patients are set apart"):
+        trained(config, np.array([], int))
 
 
 # Who trains, who chooses the epoch, who tests
@@ -381,9 +403,9 @@ def test_a_batch_that_cannot_be_shared_is_refused():
 
 def test_backbone_and_classifier_have_their_own_rates_and_gradients_are_clipped(ready):
     weights, _, _ = ready
-    config = config_of(lr=1e-4, classifier_lr=1e-2, warmup=0.5, clip=1e-3)
+    config = config_of(classifier_lr=1e-2, warmup=0.5, clip=1e-3)
     accelerator = Accelerator()
-    tuner = Tuner(weights.model, weights, torch.ones(2), 8, config, accelerator)
+    tuner = Tuner(weights.model, weights, torch.ones(2), 8, config, 1e-4, accelerator)
     seen, taken = [], tuner.optimizer.step
 
     def step():
@@ -409,7 +431,7 @@ def test_backbone_and_classifier_have_their_own_rates_and_gradients_are_clipped(
 def test_the_loss_weighs_classes_alike(ready):
     weights, _, _ = ready
     balance = torch.tensor([0.25, 4.0])
-    tuner = Tuner(weights.model, weights, balance, 1, config_of(), Accelerator())
+    tuner = Tuner(weights.model, weights, balance, 1, config_of(), 1e-4, Accelerator())
     with torch.no_grad():
         tuner.model[1].weight.zero_()
         tuner.model[1].bias.copy_(torch.tensor([1.0, 0.0]))

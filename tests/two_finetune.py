@@ -15,7 +15,7 @@ from downstream.weights import load_weights
 
 
 def report(accelerator, shards, checkpoint):
-    options = {"batch_size": 8, "epochs": 1, "min_steps": 0, "workers": 0, "lr": 1e-3}
+    options = {"batch_size": 8, "epochs": 1, "min_steps": 0, "workers": 0, "lr": (1e-3,)}
     config = FinetuneConfig(checkpoint=str(checkpoint), out="", shards=[str(shards)], label="finding", **options)
     weights = load_weights(config)
     crops = find_crops(config.shards, [config.label])
