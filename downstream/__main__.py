@@ -4,10 +4,12 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from augment import ViewError
@@ -28,15 +30,18 @@ from downstream.config import (
 from downstream.metrics import SCORES
 from downstream.sources import packed
 from downstream.weights import Weights, load_weights
-from launch.cli import fail, new_parser, read
+from launch.cli import fail, new_parser, one_line, read
 from pretrain.backbones import BackboneError
 from pretrain.checkpoint import CheckpointError, replace_atomically
 from pretrain.config import ConfigError
 from pretrain.evaluate import EvaluationError
+from pretrain.watchdog import PEER_LOST, WORKER_LOST, Watchdog
 
 PROG = "python -m downstream"
 MISTAKES = (BackboneError, CheckpointError, ConfigError, DownstreamError, EvaluationError, ShardError, ViewError)
 LISTS = ("--shards", "--label", "--query", "--size", "--l2", "--lr", "--fractions")
+SILENCE = 300.0
+"""Seconds without a sign of life after which a process counts as lost: each gives one a second, whatever it does."""
 ONE_LABEL = ("finetune", "curve")
 """Commands that learn one label, so that --label takes one name; they may run in several processes, or say why not."""
 
@@ -187,16 +192,49 @@ def main(argv: Sequence[str]) -> None:
         print(f"  {'zoo':<9} {zoo_command.__doc__}")
         print(f"\n`{PROG} COMMAND --help` explains every option.")
         return
-    try:
+    if argv[0] not in (*COMMANDS, "zoo"):
+        fail(f"there is no command '{argv[0]}': use one of {', '.join(COMMANDS)}, zoo")
+    with told_once():
         if argv[0] == "zoo":
-            return zoo_command(argv[1:])
-        if argv[0] not in COMMANDS:
-            fail(f"there is no command '{argv[0]}': use one of {', '.join(COMMANDS)}, zoo")
-        run(argv[0], argv[1:])
-    except MISTAKES as error:
-        fail(error)
-    except OSError as error:
-        fail(f"cannot read or write {error.filename} ({error.strerror}): check the path and its rights")
+            zoo_command(argv[1:])
+        else:
+            run(argv[0], argv[1:])
+
+
+@contextlib.contextmanager
+def told_once() -> Iterator[None]:
+    """What goes wrong is one line and exit 2; where a launcher started several processes, one of all tells it.
+
+    These end together: none waits for one that has failed, died, or given no sign of life for `SILENCE`.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    with Watchdog(SILENCE, "at work") if several else contextlib.nullcontext() as watchdog:
+        if watchdog:
+            watchdog.standing = lambda: "the same command goes on from what is done"
+        try:
+            yield
+        except (*MISTAKES, OSError) as error:
+            line = _explained(error)
+        except Exception as error:
+            if watchdog and (PEER_LOST.search(str(error)) or isinstance(error, torch.distributed.DistError)):
+                watchdog.lost()
+            if not (dead := WORKER_LOST.search(one_line(error))):
+                if watchdog:
+                    watchdog.end(1, traceback.format_exc())
+                raise
+            line = f"a data worker died ({dead[0]}), often for want of memory: give fewer --workers"
+        else:
+            return
+        if watchdog:
+            watchdog.end(2, f"error: {one_line(line)}")
+        fail(line)
+
+
+def _explained(error: Exception) -> str:
+    if isinstance(error, OSError) and not isinstance(error, MISTAKES):
+        reason = error.strerror or str(error) or type(error).__name__
+        return f"cannot read or write {error.filename or 'a file'} ({reason}): check the path, its rights and the disk"
+    return str(error)
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ session = onnxruntime.InferenceSession("model.onnx")
 features = session.run(["features"], {{"image": image}})[0]  # [1, {weights.model.num_features}]
 ```
 
-`model.onnx` (opset {onnx["opset"]}) takes `image`, float32 [{shape}]. On noise, in batches of {sizes}, its
+`model.onnx` (opset {onnx["opset"]}) takes `image`, float32 [{shape}]. On phantom teeth, in batches of {sizes}, its
 features were torch's to within {worst:.1e} (of the largest feature where that is above 1).
 """
 

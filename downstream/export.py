@@ -16,6 +16,7 @@ from downstream.config import CropsConfig, DownstreamError, WeightsConfig
 from downstream.crops import find_crops
 from downstream.features import embed_crops
 from downstream.onnx_export import EXTRA, missing_packages, write_onnx
+from downstream.phantoms import phantom_teeth
 from downstream.weights import Weights
 from pretrain.backbones import Backbone, release_of
 from pretrain.checkpoint import replace_atomically
@@ -56,7 +57,7 @@ def export(config: WeightsConfig, weights: Weights) -> dict[str, Any]:
         (out / "config.json").unlink()  # so that nobody loads what was found wrong
         raise
     missing = missing_packages()
-    onnx = None if missing else write_onnx(model, weights.backbone, weights.size, out / "model.onnx")
+    onnx = None if missing else write_onnx(model, weights, out / "model.onnx")
     card = model_card(weights, onnx)
     replace_atomically(out / "README.md", lambda file: file.write(card.encode()))
     return {
@@ -116,15 +117,15 @@ def timm_config(timm_name: str, registered: Any, options: dict[str, Any], weight
 
 @torch.no_grad()
 def compare(folder: Path, model: Backbone, weights: Weights) -> float:
-    """Largest difference between the last feature maps of `model` and of the exported folder, on noise: 0.
+    """Largest difference between the last feature maps of `model` and of the exported folder, on phantom teeth: 0.
 
     Raises DownstreamError if it is not, if any tensor differs (timm does not tell which it did not find in the file),
     or if timm cannot load the folder.
     """
-    noise = torch.randn(2, 1, *weights.size, generator=torch.Generator().manual_seed(0))
+    images = phantom_teeth(weights, 2, weights.size)
     try:
         exported = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-        difference = float((exported(noise)[-1] - model.m(noise)[-1]).abs().max())
+        difference = float((exported(images)[-1] - model.m(images)[-1]).abs().max())
     except (RuntimeError, KeyError, TypeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())[:160]
         raise DownstreamError(

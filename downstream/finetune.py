@@ -36,16 +36,17 @@ IDLE = ("workers", "draws")
 
 @contextlib.contextmanager
 def processes() -> Iterator[Accelerator]:
-    """The processes that a launcher started, as one group, or this one alone; the group is ended on the way out."""
+    """The processes that a launcher started, as one group, or this one alone.
+
+    The group ends with the work; where that fails, its processes must be ended, for the others may wait in it.
+    """
     # Accelerate starts several CPU processes as one group only if it is told that there is no accelerator.
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available()
     accelerator = Accelerator(cpu=on_cpu)
     if accelerator.num_processes > 1:
         torch.set_num_threads(resolve_threads(None, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    try:
-        yield accelerator
-    finally:  # a gloo group left to the interpreter's end sometimes aborts
-        accelerator.end_training()
+    yield accelerator
+    accelerator.end_training()  # a gloo group left to the interpreter's end sometimes aborts
 
 
 def finetune(config: FinetuneConfig, weights: Weights, accelerator: Accelerator) -> dict[str, Any]:

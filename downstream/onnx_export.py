@@ -12,6 +12,8 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from downstream.config import DownstreamError
+from downstream.phantoms import phantom_teeth
+from downstream.weights import Weights
 from pretrain.backbones import Backbone
 from pretrain.checkpoint import replace_atomically
 
@@ -24,17 +26,18 @@ def missing_packages() -> list[str]:
     return [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
 
 
-def write_onnx(model: Backbone, name: str, size: tuple[int, int], path: Path) -> dict[str, Any]:
+def write_onnx(model: Backbone, weights: Weights, path: Path) -> dict[str, Any]:
     """Write `model`, in eval() on the CPU, as a graph: `image` float32 [B, 1, H, W] to `features` float32 [B, C].
 
     The image is normalised already; B is free, and so are H and W unless the model is made for one size (`shape` of
-    what is returned). onnxruntime runs the graph beside torch on noise before anything is written. Returns what was
-    found, JSON-ready. Raises DownstreamError if the graph cannot be made, cannot be run or gives features other than
-    torch's. `name` is the backbone's, `size` (H, W) px that of its images.
+    what is returned). onnxruntime runs the graph beside torch on phantom teeth before anything is written. Returns what
+    was found, JSON-ready. Raises DownstreamError if the graph cannot be made, cannot be run or gives features other
+    than torch's. `weights` says what `model` is and how its images are made.
     """
+    name = weights.backbone
     try:
-        graph = make_graph(model, size)
-        largest, checked = compare_with_torch(graph, model, size)
+        graph = make_graph(model, weights.size)
+        largest, checked = compare_with_torch(graph, model, weights)
     except Exception as error:  # the exporter and onnxruntime raise any kind
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise DownstreamError(f"backbone '{name}' cannot be made an ONNX graph ({reason}): {_remedy()}") from error
@@ -109,24 +112,23 @@ class SameConv(nn.Module):
 
 
 @torch.no_grad()
-def compare_with_torch(graph: Any, model: Backbone, size: tuple[int, int]) -> tuple[float, list[dict[str, Any]]]:
-    """Run graph and model on noise of `size` and, where the model takes them, of a larger and of an odd size.
+def compare_with_torch(graph: Any, model: Backbone, weights: Weights) -> tuple[float, list[dict[str, Any]]]:
+    """Run both on phantom teeth of the weights' size and, where the model takes them, of a larger and of an odd one.
 
     Returns the largest difference, as a share of the largest feature where that is above 1, and each comparison.
     """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    height, width = size
-    random = torch.Generator().manual_seed(0)
+    height, width = weights.size
     found, largest = [], torch.tensor(0.0)
     for batch, *sides in ((2, height, width), (1, height + width, width), (3, height + 7, width + 11)):
-        noise = torch.randn(batch, 1, *sides, generator=random)
+        images = phantom_teeth(weights, batch, (sides[0], sides[1]))
         try:
-            expected = model(noise)
+            expected = model(images)
         except (RuntimeError, ValueError, AssertionError):
             continue  # a ViT takes whole patches
-        features = torch.from_numpy(session.run(["features"], {"image": noise.numpy()})[0])
+        features = torch.from_numpy(session.run(["features"], {"image": images.numpy()})[0])
         difference, scale = (features - expected).abs().max(), expected.abs().max()
         largest = torch.maximum(largest, difference / scale.clamp(min=1))  # NaN stays NaN
         found.append(

@@ -119,7 +119,7 @@ def is_shards(path: str) -> bool:
 
 def _pack_once(settings: PackConfig, first: bool) -> None:
     manifest_file = Path(settings.out) / MANIFEST
-    while not first and not manifest_file.exists():  # where the first process fails, the launcher ends this one
+    while not first and not manifest_file.exists():  # where the first process fails or dies, the watchdog ends this one
         time.sleep(0.2)
     if not first:
         return

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -23,8 +24,12 @@ def new_parser(prog: str, description: str) -> ArgumentParser:
 
 
 def fail(message: object) -> NoReturn:
-    """Print one line on standard error and exit with 2, as every command does on a user's mistake."""
-    print(f"error: {one_line(message)}", file=sys.stderr)
+    """Print one line on standard error and exit with 2, as every command does on a user's mistake.
+
+    For what every process that a launcher started finds alike, such as a wrong option: the first one tells it.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {one_line(message)}", file=sys.stderr)
     sys.exit(2)
 
 

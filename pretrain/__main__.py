@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -23,15 +22,13 @@ from pretrain.config import ChangedError, Config, ConfigError
 from pretrain.evaluate import EvaluationError
 from pretrain.run import Run
 from pretrain.started import shortfall
-from pretrain.watchdog import Watchdog
+from pretrain.watchdog import PEER_LOST, WORKER_LOST, Watchdog
 
 MISTAKES = (BackboneError, CheckpointError, ConfigError, EvaluationError, PackError, ShardError, ViewError)
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "demo"
 VIEWS = {path.stem: path for path in sorted(VIEW_RECIPES.glob("*.yaml"))}
 LISTS = ("--data.shards", "--eval.shards")
-WORKER_LOST = re.compile(r"DataLoader worker .*? (is killed by signal: \w+|exited unexpectedly)")  # as torch words it
-PEER_LOST = re.compile(r"closed by peer|reset by peer|Broken pipe", re.IGNORECASE)  # as gloo words it
 
 
 def main(argv: Sequence[str] | None = None) -> None:

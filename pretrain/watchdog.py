@@ -6,6 +6,7 @@ that end in the store, all processes obey within two seconds, and one of them te
 """
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -22,6 +23,8 @@ from pretrain.stop import StopSignals, launcher_is_gone
 GRACE = 10.0  # seconds in which the exchange finds out who is dead, after a collective failed
 BOUND = 3.0  # seconds for each of the last words: a dead disk or terminal must not keep the process alive
 INTERRUPTED = 130  # as shells report a Ctrl-C
+WORKER_LOST = re.compile(r"DataLoader worker .*? (is killed by signal: \w+|exited unexpectedly)")  # as torch words it
+PEER_LOST = re.compile(r"closed by peer|reset by peer|Broken pipe", re.IGNORECASE)  # as gloo words it
 
 
 class Trains(Protocol):
@@ -38,7 +41,7 @@ class Watchdog:
     training within `timeout` + 2. Set-up and scoring may take as long as they like, but not fall silent.
     """
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, phase: str = "setting up") -> None:
         self.timeout = max(1.0, timeout)
         self.period = min(1.0, self.timeout / 5)  # seconds between two looks
         together = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
@@ -49,6 +52,7 @@ class Watchdog:
         self.standing: Callable[[], str] = lambda: "the same command starts anew"
         """Called for what the same command would do now."""
         self._sign = own_sign()
+        self._sign.phase = phase
         self._trainer: Trains | None = None
         self._peers = Peers(self.rank, self.ranks) if self.ranks > 1 else None
         self._closed = threading.Event()

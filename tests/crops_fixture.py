@@ -11,6 +11,7 @@ import torch
 
 from augment import fit
 from data_shards.pack import PackConfig, pack
+from data_shards.phantom import render_crop
 from downstream.__main__ import main
 from pretrain import build_backbone, proj_head, save_combined
 from pretrain.batchnorm import calibrate_batchnorm
@@ -73,8 +74,8 @@ def lively(path, name, size):
         for parameter in backbone.parameters():
             if parameter.numel() == max(parameter.shape):  # of a norm or a layer scale, or a bias
                 parameter += 0.1 + 0.4 * torch.rand_like(parameter)
-    images = np.random.default_rng(3).integers(0, 256, (4, 320, 240)).astype(np.uint8)
-    calibrate_batchnorm(backbone, images, 0.4, 0.2, 4)  # of small ones features of large ones grow beyond float32
+    images = np.stack([fit(render_crop(5, patient)[0], (320, 240)) for patient in range(8)])  # as true ones have seen
+    calibrate_batchnorm(backbone, images, 0.4, 0.2, 8)  # of small ones features of large ones grow beyond float32
     save_combined(path, backbone, proj_head(backbone.num_features, 16))
     facts = {"backbone": name, "input": {"size": list(size), "mean": 0.4, "std": 0.2}}
     path.with_suffix(".json").write_text(json.dumps(facts))
