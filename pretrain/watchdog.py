@@ -238,7 +238,7 @@ class Watchdog:
 
 
 def _place(sign: Sign) -> str:
-    return f"{sign.phase} at step {sign.step}"
+    return f"{sign.phase} at step {sign.step}" if sign.step else sign.phase
 
 
 def _holds_up(rank: int, sign: Sign) -> bool:
