@@ -83,27 +83,37 @@ def curve(config: CurveConfig, weights: Weights, accelerator: Accelerator) -> di
     features = feature_sets(crops, weights, config, config.seed)
     features = {kind: features[kind] for kind in ("trained", "random", "pixels")}
     points = _Points(Path(config.out) / POINTS, config, weights, crops)
+    drawn = list(subsets(config, crops, codes, tested))
     sizes: dict[str, list[dict[str, int]]] = {}
-    for subset in subsets(config, crops, codes, tested):
-        learn = Learner(config, weights, crops, codes, classes, features, tested, subset.crops, accelerator)
+    for subset in drawn:
         count = {"crops": len(subset.crops), "patients": len(np.unique(crops.patients[subset.crops]))}
         sizes.setdefault(f"{subset.fraction:g}", []).append(count)
-        for series in SERIES:
-            point = points.of(series, subset, lambda series=series, learn=learn: learn.point(series))  # type: ignore[misc]
-            chosen = f"  ({CHOSEN[series.method]} {point.chosen:g})" if point.chosen is not None else ""
-            drawn = f"{subset.fraction:>7.1%} of labels, draw {subset.draw + 1}"
-            print(f"{drawn}: {series.label:<32}{point.score:.3f}{chosen}", flush=True)
-    scores = points.table("score")
+    for number, (series, subset) in enumerate(in_order(drawn), start=1):
+        learner = Learner(config, weights, crops, codes, classes, features, tested, subset.crops, accelerator)
+        point = points.of(series, subset, learner)
+        chosen = f"  ({CHOSEN[series.method]} {point.chosen:g})" if point.chosen is not None else ""
+        share = f"{subset.fraction:>7.1%} of labels, draw {subset.draw + 1}"
+        print(
+            f"{number:>3}/{len(drawn) * len(SERIES)} {share}: {series.label:<32}{point.score:.3f}{chosen}", flush=True
+        )
+    scores = points.table("score", drawn)
     draw_curve(Path(config.out) / "curve.png", config, scores, sizes, 1 / len(np.unique(codes[tested])))
     return {
         "label": config.label,
         "classes": classes.tolist(),
         "chance": round(1 / len(np.unique(codes[tested])), 4),
         "balanced_accuracy": scores,
-        "chosen_on_validation_patients": points.table("chosen"),
+        "chosen_on_validation_patients": points.table("chosen", drawn),
         "learnt_from": sizes,
         "tested": {"crops": int(tested.sum()), "patients": len(np.unique(crops.patients[tested]))},
     }
+
+
+def in_order(drawn: list[Subset]) -> list[tuple[Series, Subset]]:
+    """Every line on every subset: those of seconds first, then fine-tuning, draw by draw over all the shares."""
+    quick, slow = ([s for s in SERIES if (s.method == "finetune") == wanted] for wanted in (False, True))
+    by_draw = sorted(drawn, key=lambda subset: subset.draw)
+    return [(s, subset) for subset in drawn for s in quick] + [(s, subset) for subset in by_draw for s in slow]
 
 
 def subsets(config: CurveConfig, crops: Crops, codes: np.ndarray, tested: np.ndarray) -> Iterator[Subset]:
@@ -216,26 +226,27 @@ class _Points:
             for line in _lines(path)
             if line.get("run") == self.run
         }
-        self.asked: list[tuple[str, str, float, int]] = []
 
-    def of(self, series: Series, subset: Subset, measure: Callable[[], Point]) -> Point:
+    def of(self, series: Series, subset: Subset, learner: "Learner") -> Point:
         """The point of a line on a subset, measured if it is not known."""
         line = {"run": self.run, **asdict(series), "fraction": subset.fraction, "draw": subset.draw}
         key = self._key(line)
-        self.asked.append(key)
         if key not in self.known:
-            self.known[key] = measure()
+            self.known[key] = learner.point(series)
             with self.path.open("a") as file:  # the line break first: the last line may be torn
                 file.write("\n" + json.dumps(line | self.known[key]._asdict()))
         return self.known[key]
 
-    def table(self, field: Literal["score", "chosen"]) -> dict[str, dict[str, list[Any]]]:
+    def table(self, field: Literal["score", "chosen"], drawn: list[Subset]) -> dict[str, dict[str, list[Any]]]:
         """Scores, or what was chosen for them, of the draws by line and share; lines without any are left out."""
         found: dict[str, dict[str, list[Any]]] = {}
-        for key in self.asked:
-            method, source, fraction, _ = key
-            if (value := getattr(self.known[key], field)) is not None:
-                found.setdefault(f"{method} {source}", {}).setdefault(f"{fraction:g}", []).append(value)
+        for series in SERIES:
+            for fraction, draw, _ in drawn:
+                value = getattr(self.known[series.method, series.source, fraction, draw], field)
+                if value is not None:
+                    found.setdefault(f"{series.method} {series.source}", {}).setdefault(f"{fraction:g}", []).append(
+                        value
+                    )
         return found
 
     @staticmethod

@@ -188,8 +188,11 @@ def test_the_card_holds_the_facts_and_no_place(carded, shards):
         *("Not a medical device", "model.onnx", "model.safetensors"),
     ):
         assert said in card, said
-    for name in ("smith", "miller", "jones", str(shards), shards.name + "/", "assumed", "unknown"):
+    names = ("smith", "miller", "jones", str(shards))
+    for name in (*names, shards.name + "/", "assumed", "unknown"):
         assert name not in card, name
+    for file in ("metrics.json", "config.json"):
+        assert not any(name in (out / file).read_text() for name in names)
     front = yaml.safe_load(card.split("---\n")[1])
     assert front["library_name"] == "timm"
     assert "license" not in front
