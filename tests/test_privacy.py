@@ -30,6 +30,7 @@ from pydicom import Dataset, FileMetaDataset, Sequence
 from pydicom.dataset import FileDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
+from data_shards.__main__ import main
 from data_shards.shard_set import ShardSet
 
 HEADER = ("Zebulon", "8675309", "19610723", "/srv/geheim")
@@ -123,7 +124,7 @@ def dicom(seed, **fields):
     image.SOPClassUID, image.SOPInstanceUID = about.MediaStorageSOPClassUID, about.MediaStorageSOPInstanceUID
     image.PatientName, image.PatientID, image.PatientBirthDate = f"{HEADER[0]}^A", f"{HEADER[1]}-{seed}", HEADER[2]
     for name in TEXTS:
-        setattr(image, name, SAID[:64])
+        setattr(image, name, SAID[:16])
     for name in ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "DateOfLastCalibration"):
         setattr(image, name, HEADER[2])
     for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "DetectorID"):
@@ -132,7 +133,7 @@ def dicom(seed, **fields):
     image.OtherPatientIDsSequence[0].PatientID = HEADER[1]
     private = image.private_block(0x0099, HEADER[0], create=True)
     private.add_new(1, "LT", SAID)
-    image.Rows, image.Columns = 60, 48
+    image.Modality, image.Rows, image.Columns = "IO", 60, 48
     image.SamplesPerPixel, image.PhotometricInterpretation, image.PixelRepresentation = 1, "MONOCHROME2", 0
     image.BitsAllocated = image.BitsStored = 8
     image.HighBit = 7
@@ -161,6 +162,7 @@ IMAGES = {
     "gif": gif,
     "pgm": pnm,
     "bmp": bmp,
+    "dcm": dicom,
 }
 
 
@@ -170,6 +172,12 @@ def scans():
     members[f"{KEPT}/twin-{KEPT}.png"] = png(0)
     members[f"{KEPT}/cut-{KEPT}.png"] = png(90)[:400]
     members[f"{KEPT}/text-{KEPT}.png"] = SAID.encode()
+    words = dict.fromkeys(("BodyPartExamined", "ViewPosition", "ImageLaterality", "DetectorType"), HEADER[0].upper())
+    members[f"{KEPT}/odd-{KEPT}"] = dicom(91, **words, PatientOrientation=[HEADER[0].upper(), "L"], PixelSpacing=[8, 8])
+    members[f"{KEPT}/kind-{KEPT}.dcm"] = dicom(95, Modality=HEADER[0].upper())
+    members[f"{KEPT}/gray-{KEPT}.dcm"] = dicom(92, PhotometricInterpretation=HEADER[0].upper())
+    members[f"{KEPT}/class-{KEPT}.dcm"] = dicom(93, SOPClassUID=UID(f"1.2.{HEADER[1]}"))
+    members[f"{KEPT}/cut-{KEPT}.dcm"] = dicom(94)[:-2000]
     members[f"{KEPT}/{KEPT}.md"] = SAID.encode()
     members[f"._{KEPT}.png"] = b"\0\5\x16\7" + SAID.encode()
     return members
@@ -309,14 +317,24 @@ def searched(folder):
     return len(files)
 
 
-def shell(tmp, *arguments, code=0):
+@pytest.fixture
+def command(tmp_path, monkeypatch, capfdbinary):
     """A command as its user runs it. The terminal may show where a file lies, never what is in it."""
-    command = [sys.executable, "-m", "data_shards", *map(str, arguments)]
-    environment = {**os.environ, "XDG_CONFIG_HOME": str(tmp / "config")}
-    done = subprocess.run(command, capture_output=True, check=False, cwd=tmp, env=environment)
-    assert done.returncode == code, done.stderr
-    assert traces(done.stdout + done.stderr, ["header"]) == []
-    return done.stdout.decode()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, code=0):
+        ended = 0
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            ended = stop.code
+        told, complained = capfdbinary.readouterr()
+        assert ended == code, complained
+        assert traces(told + complained, ["header"]) == []
+        return told.decode()
+
+    return run
 
 
 def test_the_search_finds_what_it_should():
@@ -339,32 +357,32 @@ def test_the_search_finds_what_it_should():
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_no_secret_is_in_any_byte_of_a_pack(tmp_path, container):
+def test_no_secret_is_in_any_byte_of_a_pack(tmp_path, container, command):
     """Every place of every image format, with a pattern that catches a name."""
     source = CONTAINERS[container](tmp_path, annotated(scans()))
     pattern = rf"(?P<name>{PLACE[0]}_\d+)_[\d-]+/(?:\w+-)?{KEPT}"
-    shell(tmp_path, "pack", source, "--out", "shards/out", "--patient", pattern)
-    assert len(ShardSet(tmp_path / "shards" / "out")) == len(IMAGES)
+    command("pack", source, "--out", "shards/out", "--patient", pattern)
+    assert len(ShardSet(tmp_path / "shards" / "out")) == len(IMAGES) + 2  # and two odd ones of DICOM
     assert searched(tmp_path / "shards") == 5
 
 
 def annotated(members):
-    return {**members, f"{KEPT}/boxes.csv": table([Path(name).name for name in members][:12])}
+    return {**members, f"{KEPT}/boxes.csv": table([Path(name).name for name in members])}
 
 
-def test_no_secret_is_in_what_other_commands_write(tmp_path):
+def test_no_secret_is_in_what_other_commands_write(tmp_path, command):
     """A holdout, the page, pictures; and beside the key only names, which are its owner's."""
     source = zip_of(tmp_path, annotated(scans()))
     (tmp_path / "config").mkdir()
     key = tmp_path / "config" / "fixed"
     key.write_text("who is held out follows from the key: this one parts them")
     key.chmod(0o600)
-    told = shell(tmp_path, "pack", source, "--out", "shards/out", "--holdout", "0.4", "--key", key)
+    told = command("pack", source, "--out", "shards/out", "--holdout", "0.4", "--key", key)
     assert "columns left out, as they may hold names" in told
-    shell(tmp_path, "describe", "shards/out", "--html", "shards/page.html")
-    shell(tmp_path, "preview", "shards/out", "--out", "shards/sheet.png")
-    shell(tmp_path, "preview", source, "--out", "shards/radiographs.png")
-    shell(tmp_path, "verify", "shards/out")
+    command("describe", "shards/out", "--html", "shards/page.html")
+    command("preview", "shards/out", "--out", "shards/sheet.png")
+    command("preview", source, "--out", "shards/radiographs.png")
+    command("verify", "shards/out")
     assert searched(tmp_path / "shards") == 12
     owned = [path for path in (tmp_path / "config").rglob("*") if path.is_file()]
     assert {path.stat().st_mode & 0o777 for path in owned} == {0o600}
@@ -429,37 +447,37 @@ def masks():
 
 
 @pytest.mark.parametrize("annotations", [coco, voc, yolo, lines, masks])
-def test_no_secret_is_in_boxes_of_any_format(tmp_path, annotations):
+def test_no_secret_is_in_boxes_of_any_format(tmp_path, annotations, command):
     """Annotations with the secrets in all that surrounds the boxes, which have the mistakes that are rejected."""
     source = zip_of(tmp_path, {f"{KEPT}/{KEPT}-0.png": png(0), **annotations()})
-    told = shell(tmp_path, "pack", source, "--out", "out")
+    told = command("pack", source, "--out", "out")
     assert annotations.__name__ in told
     assert 1 <= len(ShardSet(tmp_path / "out")) <= 2
     assert searched(tmp_path / "out") == 5
 
 
-def test_a_label_that_is_asked_for_travels_alone(tmp_path):
+def test_a_label_that_is_asked_for_travels_alone(tmp_path, command):
     """--labels keeps one column of the table, and the words in it are then wanted; its neighbours stay behind."""
     rows = f"image,x0,y0,x1,y1,ward,patient\nx.png,4,4,40,50,north,{SAID}\n"
     source = zip_of(tmp_path, {"x.png": png(0), "boxes.csv": rows.encode()})
-    shell(tmp_path, "pack", source, "--out", "out", "--labels", "ward")
+    command("pack", source, "--out", "out", "--labels", "ward")
     assert ShardSet(tmp_path / "out").meta(0)["ward"] == "north"
     assert searched(tmp_path / "out") == 5
 
 
-def test_an_error_tells_no_secret(tmp_path):
+def test_an_error_tells_no_secret(tmp_path, command):
     """What ends a pack is told by path and reason, not by what was read."""
     source = zip_of(tmp_path, {f"{KEPT}.png": SAID.encode(), f"{KEPT}.csv": SAID.encode()})
-    shell(tmp_path, "pack", source, "--out", "out", code=2)
-    shell(tmp_path, "preview", source, code=2)
+    command("pack", source, "--out", "out", code=2)
+    command("preview", source, code=2)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_killed_pack_leaves_no_secret(tmp_path):
     """The folder that a killed pack leaves for the next is searched like a finished one."""
     source = zip_of(tmp_path, {f"{KEPT}/{KEPT}-{i}.png": png_of(i) for i in range(60)})
-    command = [sys.executable, "-m", "data_shards", "pack", source, "--out", "shards/out", "--key", "key"]
-    child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    arguments = [sys.executable, "-m", "data_shards", "pack", source, "--out", "shards/out", "--key", "key"]
+    child = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     left = tmp_path / "shards" / ".out.packing"
     while child.poll() is None and not any(p.stat().st_size > 1 << 16 for p in left.rglob("*")):
         time.sleep(0.002)
