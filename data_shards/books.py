@@ -10,7 +10,7 @@ import numpy as np
 
 from data_shards.errors import ShardError
 from data_shards.ledger import LEDGERS
-from data_shards.manifest import MANIFEST, REJECTED, read_manifest, sealed, stated
+from data_shards.manifest import MANIFEST, NEAR, REJECTED, read_manifest, sealed, stated
 
 _IDS = {"files": "source", "radiographs": "radiograph", "boxes": "key"}
 
@@ -72,8 +72,9 @@ def check_books(folder: Path, parts: Sequence[tuple[dict[str, Any], np.ndarray]]
     ids = np.concatenate([found for _, found in parts])
     try:
         yield from _check_ledgers(folder, manifest, read_lines(folder / REJECTED), ids)
+        yield from _check_near(folder, ids)
     except (OSError, ValueError, KeyError, TypeError):
-        yield f"{folder / REJECTED} or the ledgers of {MANIFEST} cannot be read: copy them, or pack again"
+        yield f"{folder / REJECTED}, {NEAR} or the ledgers of {MANIFEST} cannot be read: copy them, or pack again"
     for said, found in parts:
         counts = {"samples": len(found)}
         counts |= {f"{name}s": len(np.unique(found[name])) for name in ("radiograph", "patient")}
@@ -81,6 +82,16 @@ def check_books(folder: Path, parts: Sequence[tuple[dict[str, Any], np.ndarray]]
             yield f"the statistics in {folder / MANIFEST} are not those of its samples ({counts}): pack again"
     if len(parts) == 2 and len(shared := np.intersect1d(parts[0][1]["patient"], parts[1][1]["patient"])):
         yield f"{len(shared)} patients are both in {folder} and in its holdout: pack again"
+
+
+def _check_near(folder: Path, ids: np.ndarray) -> Iterator[str]:
+    """Radiographs that are nearly the same must be one patient's, so that no holdout parts them."""
+    lines = read_lines(folder / NEAR) if (folder / NEAR).is_file() else []
+    patient_of = dict(zip(ids["radiograph"].tolist(), ids["patient"].tolist(), strict=True)) if lines else {}
+    for line in lines:
+        patients = {patient_of[number] for r in line["radiographs"] if (number := int(r, 16)) in patient_of}
+        if len(patients) > 1:
+            yield f"{folder / NEAR} joins two radiographs whose samples are of two patients: pack again"
 
 
 def _check_ledgers(

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from data_shards.books import read_lines
 from data_shards.labels import KNOWN_COLUMNS, RESERVED
-from data_shards.manifest import REJECTED
+from data_shards.manifest import NEAR, REJECTED
 from data_shards.shard_set import ShardSet
 
 MEASURED = 2000
@@ -158,10 +158,12 @@ def _duplicates(folder: Path) -> Duplicates:
     found = Duplicates()
     for line in read_lines(folder / REJECTED):
         if "twin" in line and line["ledger"] == "radiographs":
-            near = "near" in line["reason"]
+            near = line["reason"].startswith("nearly")
             found.dropped += near
             found.exact += not near
             found.earlier += not near and "earlier" in line["reason"]
+    if (folder / NEAR).is_file():
+        found.near = len(read_lines(folder / NEAR))
     return found
 
 

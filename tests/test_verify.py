@@ -111,8 +111,18 @@ DAMAGES = {
     "an index of another order": (lambda f: reindexed(f), "does not fit"),
     "statistics of another pack": (lambda f: forged(f, lambda m: m["statistics"].update(patients=1)), "statistics"),
     "a ledger that is none": (lambda f: forged(f, lambda m: m.update(ledgers={})), "cannot be read"),
+    "a near pair of two patients": (lambda f: joined(f), "are of two patients"),
     "a rejected input that is used": (lambda f: relisted(f, used_too(f)), "both rejected and used"),
 }
+
+
+def joined(folder):
+    """near.jsonl with a pair of radiographs that stayed two patients."""
+    with tarfile.open(folder / "shard-000000.tar") as tar:
+        metas = [json.loads(tar.extractfile(name).read()) for name in tar.getnames() if name.endswith(".json")]
+    line = {"radiographs": [meta["radiograph"] for meta in metas[:2]], "patients": ["0" * 16] * 2, "distance": 9}
+    (folder / "near.jsonl").write_text(json.dumps(line) + "\n")
+    forged(folder, lambda m: m.update(near=stated(folder / "near.jsonl")))
 
 
 def swap(a, b):
