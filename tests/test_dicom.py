@@ -25,6 +25,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
+    JPEGExtended12Bit,
     JPEGLSLossless,
     RLELossless,
 )
@@ -196,19 +197,28 @@ def test_a_codestream_of_another_size_than_the_header_is_refused_before_it_is_de
 
 
 def test_without_decoders_the_reason_names_the_extra(tmp_path):
-    made = dataset(ramp())
-    made.compress(JPEGLSLossless, generate_instance_uid=False)
-    (tmp_path / "x").write_bytes(saved(made))
+    for syntax in (RLELossless, JPEG2000Lossless, JPEGLSLossless):
+        made = dataset(ramp())
+        made.compress(syntax, generate_instance_uid=False)
+        (tmp_path / syntax).write_bytes(saved(made))
+    made = pydicom.dcmread(TEST_FILES / "JPGExtended.dcm")
+    made.Modality, made.SOPClassUID, made.ConversionType = "DX", PANORAMIC, "DI"
+    (tmp_path / JPEGExtended12Bit).write_bytes(saved(made))
     code = (
         "import sys; from pathlib import Path\n"
         "for name in ('gdcm', 'pylibjpeg', 'openjpeg', 'jpeg_ls'): sys.modules[name] = None\n"
-        "from data_shards.radiograph import decode\n"
-        "decode(Path(sys.argv[1]).read_bytes())"
+        "from data_shards.radiograph import frames\n"
+        "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
+        "    try: print(path.name, [getattr(f, 'bits', f) for f in frames(path.read_bytes())])\n"
+        "    except ValueError as error: print(path.name, error)"
     )
-    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x")], capture_output=True, text=True)
-    assert "RadiographError" in ran.stderr
-    assert "jpeg-ls" in ran.stderr
-    assert "tooth-foundations[dicom]" in ran.stderr
+    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    told = dict(line.split(" ", 1) for line in ran.stdout.splitlines())
+    assert told[RLELossless] == told[JPEG2000Lossless] == "[12]"
+    for syntax, name in ((JPEGLSLossless, "jpeg-ls"), (JPEGExtended12Bit, "jpeg-extended")):
+        assert name in told[syntax]
+        assert "tooth-foundations[dicom]" in told[syntax]
+    assert ran.stderr == ""
 
 
 # -- recognition --
