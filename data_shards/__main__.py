@@ -141,7 +141,7 @@ def main(argv: Sequence[str]) -> None:
     except (PackError, ShardError) as error:
         fail(error)
     except KeyboardInterrupt:
-        print("stopped: an unfinished pack leaves nothing behind", file=sys.stderr)
+        print("stopped: the same command continues an unfinished pack", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
         fail(f"cannot read or write {error.filename} ({error.strerror}): check the path and its rights")

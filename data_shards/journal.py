@@ -1,8 +1,9 @@
 """What a pack has converted so far, in a folder that outlives a killed process.
 
 `spool` holds the tar members of every file converted, `journal.jsonl` a line for each: what became of it and where its
-members lie. A line is written after its members, so what a kill cuts short is the end of either, which is cut off; the
-CRC-32 of the members stands in the line, so what a dying disk lost is made again. Neither holds a name.
+members lie. A line is written after its members, so what a kill cuts short is the end of either, which is cut off. The
+CRC-32 of the members stands in the line and that of the line before it, so what a disk lost or changed is made again.
+Neither holds a name.
 """
 
 import json
@@ -17,6 +18,7 @@ from data_shards.convert import Converted, Frame
 
 SPOOL, JOURNAL = "spool", "journal.jsonl"
 _READ = 1 << 20
+_CRC = 9  # characters, with the space behind
 
 
 class Chunk(NamedTuple):
@@ -57,7 +59,7 @@ class Journal:
         """What became of a file, without its members, and where those of its frames lie."""
         offset, size = self._places[digest]
         self._lines.seek(offset)
-        read = json.loads(self._lines.read(size))
+        read = json.loads(self._lines.read(size)[_CRC:])
         frames = [Frame(**frame) for frame in read["frames"]]
         chunks, at = [], read["offset"]
         for frame in frames:
@@ -72,7 +74,8 @@ class Journal:
         self._spool.flush()
         place = {"offset": self._end, "size": len(done.chunk), "crc": zlib.crc32(done.chunk)}
         fields = {name: value for name, value in vars(done).items() if name not in ("chunk", "frames")}
-        line = json.dumps({**fields, **place, "frames": [asdict(frame) for frame in done.frames]}).encode() + b"\n"
+        text = json.dumps({**fields, **place, "frames": [asdict(frame) for frame in done.frames]}).encode() + b"\n"
+        line = b"%08x %s" % (zlib.crc32(text), text)
         at = self._lines.seek(0, os.SEEK_END)
         self._lines.write(line)
         self._lines.flush()
@@ -110,9 +113,5 @@ def _blocks(file: Any, size: int) -> Iterator[bytes]:
 
 def _read_line(line: bytes) -> dict[str, Any] | None:
     """A line of the journal; None for one cut short or damaged."""
-    try:
-        read = json.loads(line)
-        whole = line.endswith(b"\n") and {"digest", "offset", "size", "crc", "frames", "reason"} <= read.keys()
-        return dict(read) if whole else None
-    except (ValueError, AttributeError):
-        return None
+    whole = line.endswith(b"\n") and line[:_CRC] == b"%08x " % zlib.crc32(line[_CRC:])
+    return dict(json.loads(line[_CRC:])) if whole else None
