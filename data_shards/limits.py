@@ -14,7 +14,7 @@ MAX_DEPTH = 4
 """Archives inside one another, the outermost counted. Clinics send two or three; a bomb multiplies at each."""
 MAX_WINDOW = 512 << 20
 """What a decoder may remember: 7-Zip's and zstd's highest settings ask for 256 and 128 MiB, hostile files for 4 GiB."""
-MAX_TAR_HEADER = 32 << 10
+MAX_TAR_HEADER = 16 << 10
 """A tar's header for one long name or for attributes; names end at 4 KiB in every file system."""
 SPOOL_GB = 20.0
 """Size in 10^9 bytes of the temporary file for inner archives; a larger one is better packed as a source of its own."""
