@@ -1,0 +1,182 @@
+"""`python -m data_shards pack` beside the script that everyone writes first: crops and MB a second; and its memory.
+
+    python benchmarks/pack.py speed ufba425.zip --pixel-aspect 1.767 --out pack
+    python benchmarks/pack.py speed --out pack                     # phantoms, rendered first
+    python benchmarks/pack.py memory --gb 0.1 1 4 --out pack       # archives that grow, made and removed on the way
+
+The script (`plain_pack.py`) opens the zip, decodes with Pillow, cuts the same boxes and hands them to
+`webdataset.ShardWriter`: no ids, no ledgers, no checks, one core. All are whole processes from start to exit and take
+turns; on a machine that others use, the ratio of each round is what counts. MB are of the archive. Memory is the most
+that a process and its children held, pages that they share counted once (PSS).
+"""
+
+import argparse
+import io
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import psutil
+
+from data_shards.manifest import read_manifest
+from data_shards.phantom import render_radiograph, write_archive
+
+HERE = Path(__file__).resolve().parent
+SCALE = 5
+"""What phantoms are enlarged by for `memory`: to some 1,600 x 1,200 pixels, as periapicals have."""
+
+
+def whole_process(command: list[str]) -> tuple[float, float]:
+    """Seconds from start to exit, and the largest memory in MB."""
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+    peak, done = [0.0], threading.Event()
+    began = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as process:
+        watch = threading.Thread(target=watch_memory, args=(psutil.Process(process.pid), peak, done))
+        watch.start()
+        said, _ = process.communicate()
+        seconds = time.perf_counter() - began
+        done.set()
+        watch.join()
+    if process.returncode:
+        raise SystemExit(f"error: {' '.join(command)} failed:\n{said.decode(errors='replace')}")
+    return seconds, peak[0]
+
+
+def watch_memory(process: psutil.Process, peak: list[float], done: threading.Event) -> None:
+    while not done.wait(0.1):
+        try:
+            family = [process, *process.children(recursive=True)]
+            peak[0] = max(peak[0], sum(p.memory_full_info().pss for p in family) / 1e6)
+        except psutil.Error:  # one of them has just ended
+            continue
+
+
+def packing(source: Path, out: Path, workers: int, pixel_aspect: float) -> list[str]:
+    command = [sys.executable, "-m", "data_shards", "pack", str(source), "--out", str(out / "packed")]
+    command += ["--workers", str(workers), "--key", str(out / "benchmark.key"), "--quiet", "true"]
+    return command + (["--pixel-aspect", str(pixel_aspect)] if pixel_aspect != 1 else [])
+
+
+def speed(source: Path, out: Path, pixel_aspect: float, rounds: int) -> dict[str, Any]:
+    runs = {
+        "plain script": [
+            sys.executable,
+            str(HERE / "plain_pack.py"),
+            str(source),
+            str(out / "plain"),
+            str(pixel_aspect),
+        ],
+        "pack": packing(source, out, 1, pixel_aspect),
+        "pack, 2 workers": packing(source, out, 2, pixel_aspect),
+    }
+    took: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, command in runs.items():
+            clear(out)
+            took[name].append(whole_process(command))
+    crops = read_manifest(out / "packed")["statistics"]["samples"]
+    megabytes = source.stat().st_size / 1e6
+    print(f"{source.name}: {megabytes:.1f} MB, {crops} crops, {rounds} rounds\n")
+    print(
+        "| | s | crops / s | MB / s | times the script's speed (each round) | MB of memory |\n|---|---|---|---|---|---|"
+    )
+    told: dict[str, Any] = {"crops": crops, "MB": megabytes}
+    for name, results in took.items():
+        seconds = statistics.median(s for s, _ in results)
+        ratios = sorted(plain / s for (plain, _), (s, _) in zip(took["plain script"], results, strict=True))
+        told[name] = {"seconds": [s for s, _ in results], "ratios": ratios, "memory": max(m for _, m in results)}
+        times = f"{statistics.median(ratios):.2f} ({', '.join(f'{r:.2f}' for r in ratios)})"
+        rates = f"{crops / seconds:.0f} | {megabytes / seconds:.1f}"
+        print(f"| {name} | {seconds:.1f} | {rates} | {times} | {told[name]['memory']:.0f} |")
+    clear(out)
+    return told
+
+
+def clear(out: Path) -> None:
+    for folder in ("plain", "packed", ".packed.packing"):
+        shutil.rmtree(out / folder, ignore_errors=True)
+
+
+def memory(out: Path, sizes: list[float], workers: int) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    print("| archive | GB | files | s | MB of memory |\n|---|---|---|---|---|")
+    for kind in ("zip", "tar"):
+        for size in sizes:
+            archive = out / f"grown.{kind}"
+            count = write_grown(archive, size)
+            clear(out)
+            seconds, most = whole_process(packing(archive, out, workers, 1))
+            told[f"{kind} {size}"] = {"files": count, "seconds": seconds, "memory": most}
+            print(f"| {kind} | {archive.stat().st_size / 1e9:.2f} | {count} | {seconds:.0f} | {most:.0f} |", flush=True)
+            archive.unlink()
+    clear(out)
+    return told
+
+
+def write_grown(path: Path, gigabytes: float) -> int:
+    """An archive of about so many GB; each radiograph in it is another, by the noise in its corner."""
+    films = [render_radiograph(0, patient) for patient in range(20)]
+    images = [cv2.resize(film.image, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC) for film in films]
+    count = max(1, round(gigabytes * 1e9 / np.mean([image.nbytes for image in images])))
+    rows = ["image,x0,y0,x1,y1,fdi"]
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(path, "w") if path.suffix == ".zip" else tarfile.open(path, "w") as archive:
+        for number in range(count):
+            film, image = films[number % len(films)], images[number % len(films)].copy()
+            image[:8, :8] = rng.integers(0, 256, (8, 8))
+            name = f"{number:06d}.pgm"
+            add(archive, name, cv2.imencode(".pgm", image)[1].tobytes())
+            for box, fdi in zip(film.boxes * SCALE, film.fdi, strict=True):
+                rows.append(f"{name},{','.join(f'{v:.1f}' for v in box)},{fdi}")
+        add(archive, "boxes.csv", "\n".join(rows).encode())
+    return count
+
+
+def add(archive: zipfile.ZipFile | tarfile.TarFile, name: str, content: bytes) -> None:
+    if isinstance(archive, zipfile.ZipFile):
+        archive.writestr(name, content)
+    else:
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    fast = kinds.add_parser("speed")
+    fast.add_argument("source", nargs="?", type=Path, help="a zip with YOLO labels or a boxes.csv; else phantoms")
+    fast.add_argument("--pixel-aspect", type=float, default=1.0)
+    fast.add_argument("--rounds", type=int, default=5)
+    fast.add_argument("--patients", type=int, default=400, help="phantoms to render where no source is given")
+    large = kinds.add_parser("memory")
+    large.add_argument("--gb", type=float, nargs="+", default=[0.1, 1, 4])
+    large.add_argument("--workers", type=int, default=2)
+    for kind in (fast, large):
+        kind.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.kind == "memory":
+        told = memory(args.out, args.gb, args.workers)
+    else:
+        source = args.source or args.out / "phantoms.zip"
+        if not source.exists():
+            write_archive(source, patients=args.patients, seed=0, workers=2)
+        told = speed(source, args.out, args.pixel_aspect, args.rounds)
+    (args.out / f"{args.kind}.json").write_text(json.dumps(told, indent=1))
+
+
+if __name__ == "__main__":
+    main()
