@@ -14,6 +14,7 @@ import argparse
 import io
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -37,11 +38,11 @@ SCALE = 5
 """What phantoms are enlarged by for `memory`: to some 1,600 x 1,200 pixels, as periapicals have."""
 
 
-def whole_process(command: list[str]) -> tuple[float, float]:
-    """Seconds from start to exit, and the largest memory in MB."""
+def whole_process(command: list[str]) -> tuple[float, float, float]:
+    """Seconds from start to exit, the seconds of all cores in it, and the most memory in MB."""
     environment = os.environ | {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
     peak, done = [0.0], threading.Event()
-    began = time.perf_counter()
+    began, used = time.perf_counter(), core_seconds()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as process:
         watch = threading.Thread(target=watch_memory, args=(psutil.Process(process.pid), peak, done))
         watch.start()
@@ -51,7 +52,12 @@ def whole_process(command: list[str]) -> tuple[float, float]:
         watch.join()
     if process.returncode:
         raise SystemExit(f"error: {' '.join(command)} failed:\n{said.decode(errors='replace')}")
-    return seconds, peak[0]
+    return seconds, core_seconds() - used, peak[0]
+
+
+def core_seconds() -> float:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return children.ru_utime + children.ru_stime
 
 
 def watch_memory(process: psutil.Process, peak: list[float], done: threading.Event) -> None:
@@ -81,7 +87,7 @@ def speed(source: Path, out: Path, pixel_aspect: float, rounds: int) -> dict[str
         "pack": packing(source, out, 1, pixel_aspect),
         "pack, 2 workers": packing(source, out, 2, pixel_aspect),
     }
-    took: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    took: dict[str, list[tuple[float, float, float]]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, command in runs.items():
             clear(out)
@@ -89,17 +95,17 @@ def speed(source: Path, out: Path, pixel_aspect: float, rounds: int) -> dict[str
     crops = read_manifest(out / "packed")["statistics"]["samples"]
     megabytes = source.stat().st_size / 1e6
     print(f"{source.name}: {megabytes:.1f} MB, {crops} crops, {rounds} rounds\n")
-    print(
-        "| | s | crops / s | MB / s | times the script's speed (each round) | MB of memory |\n|---|---|---|---|---|---|"
-    )
+    print("| | s | crops / s | MB / s | times the script's speed (each round) | s of all cores | MB of memory |")
+    print("|---|---|---|---|---|---|---|")
     told: dict[str, Any] = {"crops": crops, "MB": megabytes}
     for name, results in took.items():
-        seconds = statistics.median(s for s, _ in results)
-        ratios = sorted(plain / s for (plain, _), (s, _) in zip(took["plain script"], results, strict=True))
-        told[name] = {"seconds": [s for s, _ in results], "ratios": ratios, "memory": max(m for _, m in results)}
+        seconds, cores = (statistics.median(r[i] for r in results) for i in (0, 1))
+        ratios = sorted(plain[0] / own[0] for plain, own in zip(took["plain script"], results, strict=True))
+        most = max(r[2] for r in results)
+        told[name] = {"seconds, of cores, MB": results, "ratios": ratios}
         times = f"{statistics.median(ratios):.2f} ({', '.join(f'{r:.2f}' for r in ratios)})"
         rates = f"{crops / seconds:.0f} | {megabytes / seconds:.1f}"
-        print(f"| {name} | {seconds:.1f} | {rates} | {times} | {told[name]['memory']:.0f} |")
+        print(f"| {name} | {seconds:.1f} | {rates} | {times} | {cores:.1f} | {most:.0f} |")
     clear(out)
     return told
 
@@ -117,7 +123,7 @@ def memory(out: Path, sizes: list[float], workers: int) -> dict[str, Any]:
             archive = out / f"grown.{kind}"
             count = write_grown(archive, size)
             clear(out)
-            seconds, most = whole_process(packing(archive, out, workers, 1))
+            seconds, _, most = whole_process(packing(archive, out, workers, 1))
             told[f"{kind} {size}"] = {"files": count, "seconds": seconds, "memory": most}
             print(f"| {kind} | {archive.stat().st_size / 1e9:.2f} | {count} | {seconds:.0f} | {most:.0f} |", flush=True)
             archive.unlink()
