@@ -16,7 +16,7 @@ MOST_VALUES = 100
 """52 teeth and some structures. An image with more values or colours is a picture and no mask."""
 MOST_PARTS = 1000
 """More connected parts than any dentition has: noise."""
-_SURE, _NEARLY = 16, 0.95  # a binary mask that was smoothed or saved as JPEG has this share within 16 of black or white
+_NEAR = 16  # gray values: smoothing and JPEG leave most of what was white this near to it
 
 
 class Mask(NamedTuple):
@@ -83,14 +83,21 @@ def _numbers(values: np.ndarray) -> tuple[np.ndarray, dict[int, int | str | None
         raise _MaskError("a mask with values outside 0 to 65535")
     counts = np.bincount(values.ravel())
     found = np.flatnonzero(counts)
-    if len(found) > 2 and values.dtype == np.uint8:
-        sure = counts[: _SURE + 1].sum() + counts[255 - _SURE :].sum()
-        if found[-1] >= 255 - _SURE and sure >= _NEARLY * values.size and len(found) > 8:
-            return (values > 127).astype(np.uint8), {1: None}
+    if len(found) > 2 and values.dtype == np.uint8 and _is_smoothed(counts):
+        return (values > 127).astype(np.uint8), {1: None}
     if len(found) > MOST_VALUES:
         raise _MaskError(f"over {MOST_VALUES} values: a picture, not a mask")
     background = 0 if counts[0] else int(counts.argmax())
     return values, {int(v): None if v == 255 and len(found) == 2 else int(v) for v in found if v != background}
+
+
+def _is_smoothed(counts: np.ndarray) -> bool:
+    """Whether gray values, counted, are those of black and white with soft edges: mostly white where not quite black.
+
+    A label image may have 255 for a rim around its parts, but the rim is smaller than they are.
+    """
+    white = int(counts[255 - _NEAR :].sum())
+    return counts[1:].sum() < 2 * white and len(np.flatnonzero(counts)) > 8
 
 
 def _colours(pixels: np.ndarray) -> tuple[np.ndarray, dict[int, int | str | None]]:

@@ -8,16 +8,16 @@ from xml.etree import ElementTree
 from data_shards.annotation import Annotation, FormatError, Row, stated_size
 from data_shards.inventory import Text
 
-_ROOT = re.compile(r"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<annotation[\s>]", re.DOTALL)
+_ROOT = re.compile(r"<annotation[\s/>]")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def read_voc(text: Text) -> Annotation | None:
-    """The VOC file in a text; None where its root is no `annotation`.
+    """The VOC file in a text; None where it has no `annotation`.
 
     Corners are taken as they stand: the standard counts pixels from 1 to the last, most tools from 0 to past the end.
     """
-    if not _ROOT.match(text.text[:65536]):
+    if text.text.lstrip()[:1] != "<" or not _ROOT.search(text.text[:65536]):
         return None
     folder = str(text.entry.path.parent)
     return Annotation("voc", text.entry, partial(_rows, text.text), True, folder)
@@ -31,6 +31,8 @@ def _rows(text: str) -> Iterator[Row]:
         root = ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError, RecursionError):
         raise FormatError("damaged XML: it cannot be read to its end") from None
+    if root.tag != "annotation":
+        raise FormatError("XML whose root is no annotation")
     image = (root.findtext("filename") or "").strip()
     stated = stated_size(root.findtext("size/width"), root.findtext("size/height"))
     for number, item in enumerate(root.findall("object"), 1):
