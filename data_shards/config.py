@@ -25,11 +25,11 @@ class PackConfig:
     out: str | Path
     """The shard folder to make; it must not hold a finished pack."""
     boxes: str = "auto"
-    """auto: look for a table of boxes, then for YOLO files, then for a table that labels whole images, else take whole
-    images, and say so; none: whole images; folders: whole images, each with the name of the folder that directly holds
-    it as its `class` (never found by auto, as folders may be named after patients); labelled: as auto, but folders
-    where auto takes bare images; or a table, label file, folder or archive with the annotations. auto, because most
-    archives carry their boxes."""
+    """auto: boxes of the kind of annotations that covers most radiographs of a source, else a table that labels whole
+    images, else whole images, and say so; coco, csv, voc, yolo, lines, masks: that kind alone; none: whole images;
+    folders: whole images, each with the name of the folder that directly holds it as its `class` (never found by auto,
+    as folders may be named after patients); labelled: as auto, but folders where auto takes bare images; or a file,
+    folder or archive with the annotations. auto, because most archives carry their boxes."""
     patient: str | None = None
     """Regular expression on `archive/member`; its first group (or whole match) is the patient. Left out, DICOM files
     go by the patient id in their header and every other radiograph counts as one patient, since nothing in a file name

@@ -1,6 +1,6 @@
 """From annotations of any format to the boxes of every radiograph: what was found, which kind counts, and why."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from data_shards.annotation import Annotation, FormatError, Row
 from data_shards.boxes import Box, BoxPlan
@@ -119,19 +119,22 @@ def _chosen(kinds: Mapping[str, Sequence[Annotation]], images: Iterable[Entry], 
     for kind, annotations in kinds.items():
         for annotation in annotations:
             try:
-                for row in annotation.rows():
-                    image = None if row.reason else _meant(row, annotation, finder)
-                    if image is not None:
+                for row, image in _placed(annotation, finder):
+                    if image is not None and not row.reason:
                         covered.setdefault(image.source, {}).setdefault(kind, set()).add(image.radiograph)
             except FormatError:
                 continue
     return {source: max(by_kind, key=lambda kind: len(by_kind[kind])) for source, by_kind in covered.items()}
 
 
-def _meant(row: Row, annotation: Annotation, finder: ImageFinder) -> Entry | None:
-    """The radiograph of a row: the one that it names, else (for a file about one image) the one beside its file."""
-    named = finder.named(row.image, annotation.entry) if row.image else None
-    return finder.beside(annotation.entry) if named is None and annotation.single else named
+def _placed(annotation: Annotation, finder: ImageFinder) -> Iterator[tuple[Row, Entry | None]]:
+    """Rows, each with its radiograph: the one that it names, else (in a file about one image) the one beside the file.
+
+    Raises FormatError.
+    """
+    beside = finder.beside(annotation.entry) if annotation.single else None
+    for row in annotation.rows():
+        yield row, (finder.named(row.image, annotation.entry) if row.image else None) or beside
 
 
 def _enter(
@@ -151,11 +154,10 @@ def _enter(
         ids = plan.files.setdefault(entry.file, [])
         rows = 0
         try:
-            for row in annotation.rows():
+            for row, image in _placed(annotation, finder):
                 rows += 1
                 id_ = key.id("box", entry.name, str(row.number))
                 ledgers.see("boxes", id_)
-                image = _meant(row, annotation, finder)
                 reason = row.reason
                 if image is None:
                     reason = reason or ORPHAN
