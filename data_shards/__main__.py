@@ -83,7 +83,7 @@ def preview_command(argv: Sequence[str]) -> None:
     parser.add_argument("paths", nargs="+", type=str, help="shard folders, or anything that `pack` takes")
     parser.add_argument("--out", type=str, default="sheet.png", help="PNG to write")
     parser.add_argument("--boxes", type=str, default="auto", help="for sources, as in `pack`")
-    parser.add_argument("--pixel_aspect", type=float, default=1.0, help="for sources, as in `pack`")
+    parser.add_argument("--pixel_aspect", type=float | None, default=None, help="for sources, as in `pack`")
     given = read(parser, argv)
     paths = [Path(path) for path in given.paths]
     print("\n".join(previewing.preview(paths, Path(given.out), given.boxes, given.pixel_aspect)))

@@ -19,7 +19,7 @@ COLUMNS, ROWS = 10, 5
 _CAPTION = 16
 
 
-def preview(paths: Sequence[Path], out: Path, boxes: str = "auto", pixel_aspect: float = 1.0) -> list[str]:
+def preview(paths: Sequence[Path], out: Path, boxes: str = "auto", pixel_aspect: float | None = None) -> list[str]:
     """Write a PNG of crops from shards, or of a source's first radiographs with their boxes, one below the other.
 
     Returns what it shows, a line a path. Captions are labels; no name is drawn. Raises ShardError or PackError where

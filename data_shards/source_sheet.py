@@ -31,14 +31,15 @@ BORDER = 0.12
 _KEY = Key(b"preview: nothing is written under these ids", None)
 
 
-def radiograph_sheet(path: Path, boxes: str, pixel_aspect: float) -> tuple[np.ndarray, str]:
+def radiograph_sheet(path: Path, boxes: str, pixel_aspect: float | None) -> tuple[np.ndarray, str]:
     """The first radiographs of a source that decode, stretched to square pixels, with the boxes that would be cut.
 
-    Where whole images would be taken, nothing is drawn on them, and below each its upper and lower border stand
-    enlarged, so that text burnt into them is seen. Returns uint8 [H, W] and what it shows. Raises PackError where no
-    radiograph can be shown.
+    `pixel_aspect` None: as each file declares. Where whole images would be taken, nothing is drawn on them, and below
+    each its upper and lower border stand enlarged, so that text burnt into them is seen. Returns uint8 [H, W] and what
+    it shows. Raises PackError where no radiograph can be shown.
     """
-    check_pixel_aspect(pixel_aspect)
+    if pixel_aspect is not None:
+        check_pixel_aspect(pixel_aspect)
     sources, ledgers = open_sources([path]), Ledgers()
     inventory = take_inventory(((n, s, s.members()) for n, s in enumerate(sources)), _KEY, ledgers)
     given = given_annotations(boxes, sources, inventory, _KEY, ledgers)
@@ -47,14 +48,15 @@ def radiograph_sheet(path: Path, boxes: str, pixel_aspect: float) -> tuple[np.nd
     drawn: list[np.ndarray] = []
     for raw, entry in _raw(sources, wanted):
         try:
-            pixels = decode(raw).pixels
+            radiograph = decode(raw)
         except RadiographError:
             continue
-        picture = _shown(pixels, pixel_aspect)
+        pixels, aspect = radiograph.pixels, pixel_aspect or radiograph.pixel_aspect
+        picture = _shown(pixels, aspect)
         if plan.whole:
-            picture = stacked([picture, *_borders(pixels, pixel_aspect)])
+            picture = stacked([picture, *_borders(pixels, aspect)])
         else:
-            _draw(picture, raw, pixels.shape, plan.boxes[entry.radiograph], pixel_aspect)
+            _draw(picture, raw, pixels.shape, plan.boxes[entry.radiograph], aspect)
         drawn.append(picture)
         if len(drawn) == RADIOGRAPHS:
             break
