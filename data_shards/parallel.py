@@ -2,6 +2,8 @@
 
 import logging
 import multiprocessing
+import re
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -18,6 +20,7 @@ AHEAD = 3
 """Jobs in flight per worker: one at work, two waiting, so that none idles and few radiographs are held at once."""
 _DASK_SECONDS = 15
 """How long a scheduler may take to answer."""
+_ADDRESS = re.compile(r"(?:tcp|tls)://(.+):(\d+)")
 
 Work = TypeVar("Work")
 Done = TypeVar("Done")
@@ -68,11 +71,8 @@ def _cluster(address: str) -> Iterator[tuple[Executor, int]]:
             '--dask needs Dask: pip install "tooth-foundations[dask]" (in a checkout: pip install -e ".[dask]")'
         ) from None
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it logs every lost connection, and ours are told
-    try:
-        client = Client(address, timeout=_DASK_SECONDS, set_as_default=False)
-    except (OSError, ValueError, TypeError) as error:
-        raise PackError(f"no Dask scheduler answers at {address} ({type(error).__name__}): check the address") from None
-    with client:
+    _knock(address)
+    with Client(address, timeout=_DASK_SECONDS, set_as_default=False) as client:
         threads = sum(client.nthreads().values())
         if not threads:
             raise PackError(f"the Dask scheduler at {address} has no workers: start some")
@@ -84,3 +84,15 @@ def _cluster(address: str) -> Iterator[tuple[Executor, int]]:
                 "Dask's workers died one after another on one radiograph, most likely for want of memory: give them "
                 "more; the same command goes on"
             ) from None
+
+
+def _knock(address: str) -> None:
+    """Raise PackError where nobody listens: a Client that fails to connect prints tracebacks as it is collected."""
+    place = _ADDRESS.fullmatch(address)
+    if place is None:
+        raise PackError(f"--dask {address}: a Dask scheduler's address is tcp://HOST:PORT")
+    try:
+        socket.create_connection((place[1].strip("[]"), int(place[2])), timeout=_DASK_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PackError(f"no Dask scheduler answers at {address} ({reason}): check the address") from None

@@ -1,0 +1,75 @@
+"""A pack on a Dask cluster: a real scheduler and real workers, each a process of its own, on this machine."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from test_resume_pack import clinic, command, lines_of, tree, whole  # noqa: F401 - clinic is a fixture
+
+from data_shards.errors import PackError
+from data_shards.parallel import spread
+
+
+@pytest.fixture
+def cluster():
+    """Address and worker processes of a cluster."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    address = f"tcp://127.0.0.1:{port}"
+    dask = [sys.executable, "-m", "dask"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    scheduler = subprocess.Popen(
+        [*dask, "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"], **quiet
+    )
+    options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1"]
+    workers = [subprocess.Popen([*dask, "worker", address, *options], **quiet) for _ in range(2)]
+    try:
+        yield address, workers
+    finally:
+        for process in (*workers, scheduler):
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.slow
+def test_a_worker_killed_midway_loses_and_repeats_nothing(clinic, cluster):  # noqa: F811
+    address, workers = cluster
+    process = subprocess.Popen(command(clinic, "--dask", address), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(lines_of(clinic)) < 4 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process.poll() is None, "it ended before a worker could be killed"
+    workers[0].send_signal(signal.SIGKILL)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 0, told
+    assert "Traceback" not in told
+    assert tree(clinic / "out") == whole(clinic)
+
+
+@pytest.mark.slow
+def test_without_workers_or_scheduler_it_is_one_line(clinic, cluster):  # noqa: F811
+    address, workers = cluster
+    for worker in workers:
+        worker.kill()
+        worker.wait()
+    nobody = address.rpartition(":")[0] + ":1"
+    for place, words in (
+        (address, "has no workers"),
+        (nobody, "no Dask scheduler answers"),
+        ("nonsense://x", "tcp://HOST:PORT"),
+    ):
+        done = subprocess.run(command(clinic, "--dask", place), capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert re.search(rf"^error: .*{words}", done.stderr, re.MULTILINE), done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_without_the_extra_it_says_which(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(PackError, match=r'pip install -e "\.\[dask\]"'):
+        list(spread(str, [1], 2, "tcp://127.0.0.1:1"))

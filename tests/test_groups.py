@@ -1,0 +1,152 @@
+"""Duplicates and near duplicates: what is dropped, what is listed, and which patients become one."""
+
+import io
+import json
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from data_shards.errors import PackError
+from data_shards.groups import Earlier, Patients
+from data_shards.ids import Key
+from data_shards.pack import PackConfig, pack
+from data_shards.shard_set import ShardSet
+from data_shards.verify import verify
+
+KEY = Key(b"a public key for tests", None)
+
+
+def scan(seed, shape=(300, 400)):
+    coarse = np.random.default_rng(seed).random((24, 32)).astype(np.float32)
+    return (cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC).clip(0, 1) * 255).astype(np.uint8)
+
+
+def saved(pixels, suffix="png", **options):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, suffix, **options)
+    return buffer.getvalue()
+
+
+def folder_of(place, images):
+    """Radiographs with two boxes each, under their patient's name."""
+    for name, raw in images.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(raw)
+        (place / name).with_suffix(".txt").write_text("0 .5 .5 .3 .4\n1 .3 .5 .2 .4\n")
+    return place
+
+
+def packed(source, out, **options):
+    return pack(PackConfig([source], out, **{"key": KEY.secret, "patient": "(p[0-9]+)", "quiet": True, **options}))
+
+
+def near_lines(out):
+    return [json.loads(line) for line in (out / "near.jsonl").read_text().splitlines()]
+
+
+def patients_of(*folders):
+    sets = [ShardSet(folder) for folder in folders]
+    return {meta["radiograph"]: meta["patient"] for s in sets for meta in map(s.meta, range(len(s)))}
+
+
+def patient(name):
+    return KEY.id("patient", name)
+
+
+IMAGES = {
+    "p1/a.png": saved(scan(1)),
+    "p2/b.jpg": saved(cv2.resize(scan(1), (300, 225), interpolation=cv2.INTER_AREA), "jpeg", quality=80),  # near
+    "p3/c.bmp": saved(scan(2), "bmp"),
+    "p4/d.png": saved(scan(2)),  # the same pixels
+    "p5/e.png": saved(scan(3)),
+    "p5/f.png": saved(scan(4)),
+}
+
+
+def test_copies_make_two_patients_one(tmp_path):
+    manifest = packed(folder_of(tmp_path / "in", IMAGES), tmp_path / "out")
+    assert manifest["ledgers"]["radiographs"] == {"seen": 6, "used": 5, "rejected": 1}
+    assert manifest["statistics"]["patients"] == 3
+    near, exact = sorted(near_lines(tmp_path / "out"), key=lambda line: -line["distance"])
+    assert sorted(near["patients"]) == sorted([patient("p1"), patient("p2")])
+    assert sorted(exact["patients"]) == sorted([patient("p3"), patient("p4")])
+    assert 0 < near["distance"] <= 32
+    assert exact["distance"] == 0
+    groups = [{"p1", "p2"}, {"p3", "p4"}, {"p5"}]
+    assert set(patients_of(tmp_path / "out").values()) == {min(map(patient, group)) for group in groups}
+    assert verify(tmp_path / "out", quiet=True) == []
+
+
+def test_near_duplicates_are_dropped_if_asked_for(tmp_path):
+    manifest = packed(folder_of(tmp_path / "in", IMAGES), tmp_path / "out", drop_near=True)
+    reasons = manifest["reasons"]["radiographs"]
+    assert sorted(reasons) == [
+        "a duplicate: the same pixels are in this pack",
+        "nearly a duplicate of a radiograph of this pack (near.jsonl says how near)",
+    ]
+    assert manifest["ledgers"]["boxes"] == {"seen": 12, "used": 8, "rejected": 4}
+    lines = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    dropped = next(line for line in lines if line["ledger"] == "radiographs" and "nearly" in line["reason"])
+    near = next(line for line in near_lines(tmp_path / "out") if line["distance"])
+    assert [dropped["twin"], dropped["id"]] == near["radiographs"]
+
+
+def test_near_duplicates_are_not_sought_among_crops_nor_where_it_is_said(tmp_path, capsys):
+    source = folder_of(tmp_path / "in", IMAGES)
+    packed(source, tmp_path / "crops", boxes="none", quiet=False)
+    assert [line["distance"] for line in near_lines(tmp_path / "crops")] == [0]
+    assert "not sought among crops" in capsys.readouterr().out
+    assert "hash" not in ShardSet(tmp_path / "crops").meta(0)
+    packed(source, tmp_path / "off", near_bits=-1)
+    assert [line["distance"] for line in near_lines(tmp_path / "off")] == [0]
+    packed(source, tmp_path / "asked", boxes="none", near_bits=32)
+    assert len(near_lines(tmp_path / "asked")) == 2
+    with pytest.raises(PackError, match="near_bits 128"):
+        packed(source, tmp_path / "many", near_bits=128)
+
+
+def test_an_earlier_pack_keeps_its_patients_and_its_side(tmp_path):
+    """Clinics send archives monthly: copies of what came before join the patients as they were, wherever they are."""
+    first = {f"p{i}/{i}.png": saved(scan(i)) for i in range(12)}
+    again = {f"p{i + 50}/{i}.jpg": saved(scan(i), "jpeg", quality=85) for i in range(12)}
+    fresh = {f"p{i}/{i}.png": saved(scan(i + 100)) for i in range(12, 20)}
+    packed(folder_of(tmp_path / "one", first), tmp_path / "first", holdout=0.5)
+    packed(folder_of(tmp_path / "two", again | fresh), tmp_path / "second", holdout=0.5, against=[tmp_path / "first"])
+    lines = near_lines(tmp_path / "second")
+    assert {line["in"] for line in lines} == {"an earlier pack"}
+    assert len(lines) == 12
+    sides = [patients_of(tmp_path / name / part) for name in ("first", "second") for part in ("", "holdout")]
+    kept, held = set(sides[0].values()) | set(sides[2].values()), set(sides[1].values()) | set(sides[3].values())
+    assert not kept & held
+    assert len(kept | held) == 20
+    third = {f"p{i + 50}/again.png": saved(scan(i + 200)) for i in range(12)}  # other radiographs of those patients
+    packed(
+        folder_of(tmp_path / "three", third),
+        tmp_path / "third",
+        holdout=0.5,
+        against=[tmp_path / "first", tmp_path / "second"],
+    )
+    assert set(patients_of(tmp_path / "third").values()) <= kept
+    assert set(patients_of(tmp_path / "third" / "holdout").values()) <= held
+    dropped = packed(tmp_path / "two", tmp_path / "dropped", against=[tmp_path / "first"], drop_near=True, holdout=0.5)
+    assert dropped["ledgers"]["radiographs"] == {"seen": 20, "used": 8, "rejected": 12}
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=15), st.sets(st.integers(0, 9)))
+def test_groups_are_the_connected_components(pairs, known):
+    patients = Patients(Earlier(patients={str(k) for k in known}))
+    for one, other in pairs:
+        patients.join(str(one), str(other))
+    for start in range(10):
+        reached, waiting = {start}, [start]
+        while waiting:
+            here = waiting.pop()
+            for pair in pairs:
+                if here in pair:
+                    waiting += [n for n in pair if n not in reached]
+                    reached |= set(pair)
+        assert patients.of(str(start)) == str(min(reached & known or reached))
