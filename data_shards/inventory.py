@@ -168,7 +168,7 @@ def _return_images(inventory: Inventory) -> None:
 def _may_annotate(head: bytes, entry: Entry) -> bool:
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return True
-    if b"\0" in head or not head:
+    if b"\0" in head:
         return False
     first = _decoded(head)
     header = first.partition("\n")[0].lower()

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
+from scipy import ndimage
 
 from data_shards.images import FORMATS
 
@@ -57,7 +58,7 @@ def read_mask(raw: bytes) -> Mask:
 
 
 def _values(raw: bytes) -> tuple[np.ndarray, dict[int, int | str | None]]:
-    """Small whole numbers [H, W], and what each that is not background means."""
+    """Whole numbers [H, W], and what each that is not background means; 0 never means anything."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -109,8 +110,8 @@ def _colours(pixels: np.ndarray) -> tuple[np.ndarray, dict[int, int | str | None
     if len(found) > MOST_VALUES:
         raise _MaskError(f"over {MOST_VALUES} colours: a picture, not a mask")
     background = 0 if found[0] == 0 else int(counts.argmax())
-    names: dict[int, int | str | None] = {i: f"#{c:06x}" for i, c in enumerate(found) if i != background}
-    return inverse.reshape(packed.shape).astype(np.uint8), names
+    names: dict[int, int | str | None] = {i + 1: f"#{c:06x}" for i, c in enumerate(found) if i != background}
+    return (inverse.reshape(packed.shape) + 1).astype(np.uint8), names
 
 
 def _parts(
@@ -118,10 +119,11 @@ def _parts(
 ) -> tuple[np.ndarray, np.ndarray, tuple[int | str | None, ...]]:
     boxes, areas = [np.empty((0, 4), np.int32)], [np.empty(0, np.int32)]
     labels: list[int | str | None] = []
+    bounds = ndimage.find_objects(values)  # by value from 1: one pass over the mask, not one for each value
     for value, name in names.items():
-        one = (values == value).astype(np.uint8)
-        left, top, width, height = cv2.boundingRect(one)
-        inside = np.ascontiguousarray(one[top : top + height, left : left + width])
+        rows, columns = bounds[value - 1]
+        left, top = columns.start, rows.start
+        inside = (values[rows, columns] == value).astype(np.uint8)
         _, _, stats, _ = cv2.connectedComponentsWithStats(inside, connectivity=8)
         found = stats[1:]  # the first is what lies between
         if len(labels) + len(found) > MOST_PARTS:

@@ -19,6 +19,14 @@ CLASSLESS = "no class: it lies in no folder of its source"
 CHOICES = ("auto", "none", "folders", "labelled", *KINDS)
 """What `--boxes` may say beside the place of annotations."""
 WHOLE = (0.0, 0.0, 1.0, 1.0)
+_NAMES = {
+    "coco": "COCO file(s)",
+    "csv": "table(s)",
+    "voc": "VOC file(s)",
+    "yolo": "YOLO files",
+    "lines": "file(s) of x0 y0 x1 y1 lines",
+    "masks": "mask(s)",
+}
 NOTHING_FOUND = f"no annotations ({', '.join(KINDS)}) were found"
 
 
@@ -53,7 +61,7 @@ def plan_boxes(
         )
     if "csv" in plan.format:
         _check_columns(found, labels, plan)
-    _close(plan, images, [inventory, given], found, ledgers)
+    _close(plan, images, sought, [inventory, given], found, ledgers)
     return plan
 
 
@@ -90,7 +98,7 @@ def _from_annotations(
     chosen = _chosen(kinds, images, finder)
     used = [kind for kind in KINDS if kind in chosen.values()] or list(kinds)[:1]
     why = "; ".join(_told(kind, kinds[kind], found) for kind in used)
-    if left := [f"{len(kinds[kind])} {kind} file(s)" for kind in kinds if kind not in used]:
+    if left := [f"{len(kinds[kind])} {_NAMES[kind]}" for kind in kinds if kind not in used]:
         why += f"; left: {', '.join(left)}, which cover no more radiographs; force one with --boxes KIND"
     plan = BoxPlan("+".join(used), why)
     for kind in used:
@@ -100,12 +108,12 @@ def _from_annotations(
 
 def _told(kind: str, annotations: Sequence[Annotation], found: Recognised) -> str:
     """What was found of a kind, for the terminal."""
-    told = f"{len(annotations)} {kind} file(s)"
+    told = f"{len(annotations)} {_NAMES[kind]}"
     if kind == "csv":
         columns = dict.fromkeys(f"{t.image}, {', '.join(t.place)}" for t in found.tables if t.place)
-        told = f"{len(annotations)} table(s) with the columns {' or '.join(columns)}"
+        told += f" with the columns {' or '.join(columns)}"
     if kind == "yolo":
-        told = f"{len(annotations)} YOLO files" + (" and their class names" if found.lists else ", no class names")
+        told += " and their class names" if found.lists else ", no class names"
         if found.unsure:
             told += f"; {found.unsure} could be x0 y0 x1 y1 lines as well: --boxes lines reads them so"
     return told
@@ -204,7 +212,12 @@ def _check_columns(found: Recognised, asked: Sequence[str], plan: BoxPlan) -> No
 
 
 def _close(
-    plan: BoxPlan, images: Iterable[Entry], inventories: Iterable[Inventory], found: Recognised, ledgers: Ledgers
+    plan: BoxPlan,
+    images: Iterable[Entry],
+    sought: Inventory,
+    inventories: Iterable[Inventory],
+    found: Recognised,
+    ledgers: Ledgers,
 ) -> None:
     """Reject the radiographs without boxes, and the annotations that were not gone through."""
     for image in images:
@@ -213,6 +226,7 @@ def _close(
     known = {annotation.entry.file for annotations in found.boxes.values() for annotation in annotations}
     known |= {text.entry.file for text in [*found.lists, *(table.text for table in found.whole)]}
     tables = {table.text.entry.file for table in found.tables}
+    looked_at = {text.entry.file for text in sought.texts}
     for inventory in inventories:
         for text in inventory.texts:
             file = text.entry.file
@@ -222,8 +236,10 @@ def _close(
                 reason = f"annotations of another kind than {plan.format}"
             elif file in tables:
                 reason = "a table of images without a label column that is kept, or with boxes in unknown columns"
+            elif text.text.strip():
+                reason = NEITHER if file in looked_at else "left, as --boxes names other annotations"
             else:
-                reason = NEITHER if text.text.strip() else "an empty file"
+                reason = "an empty file"
             ledgers.reject("files", file, reason)
         for masked in inventory.masks:
             if masked.entry.file not in plan.files:

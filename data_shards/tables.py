@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterator
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
+
 from data_shards.annotation import Annotation, Corners, Row, in_shares, stated_size
 from data_shards.inventory import IMAGE_COLUMNS, Text
 from data_shards.labels import KNOWN_COLUMNS, RESERVED
@@ -83,12 +85,13 @@ class Table(NamedTuple):
         for number, row in enumerate(self.rows()):
             labels = {c: row[c].strip() for c in kept if (row.get(c) or "").strip()}
             image = (row[self.image] or "").strip() or "?"
-            stated = stated_size(row[size[0]], row[size[1]]) if size else None
             corners = _corners(row, place) if place else (0.0, 0.0, 1.0, 1.0)
             if corners is None:
                 yield Row(number, labels=labels, image=image, reason="its corners are not four numbers")
-            else:
-                yield Row(number, corners, labels, image, relative, stated)
+                continue
+            stated = stated_size(row[size[0]], row[size[1]]) if size else None
+            own = stated is not None and np.allclose(stated, (corners[2] - corners[0], corners[3] - corners[1]), atol=1)
+            yield Row(number, corners, labels, image, relative, None if own else stated)  # own: the box's sides
 
     def rows(self) -> Iterator[dict[str, str]]:
         """The rows below the header, by column."""

@@ -288,6 +288,7 @@ def test_masks_of_every_make():
         (saved(binary), None),
         (buffer.getvalue(), None),
         (saved(colour), "#ff0080"),
+        (saved(np.where(colour > 0, colour, 77)), "#ff4d80"),  # on a ground that is not black
         (saved(clear), 200),
         (indexed.getvalue(), 3),
         (saved(binary // 255), 1),
@@ -454,6 +455,14 @@ def test_primary_teeth_have_a_name_of_their_own():
     assert labels_of(plan) == [{"primary_tooth": 85}]
 
 
+def test_width_and_height_may_be_the_images_or_the_boxs():
+    rows = {"image": "400,240", "box": "8,18"}
+    for case, sides in rows.items():
+        plan, _ = planned({"t.csv": f"image,x0,y0,x1,y1,width,height\nx.png,1,2,9,20,{sides}\n"})
+        (box,) = plan.boxes[KEY.id("radiograph", "s/x.png")]
+        assert box.stated == ((400, 240) if case == "image" else None)
+
+
 def test_dentex():
     """Quadrants and places are numbered from 0 and named from 1."""
     document = coco()
@@ -492,7 +501,7 @@ def test_what_wins_and_what_is_left(tmp_path, capsys):
     assert manifest["reasons"]["boxes"] == {"its radiograph has boxes of another kind": 3}
     assert manifest["ledgers"]["boxes"]["used"] == 12
     said = capsys.readouterr().out
-    assert "boxes: voc+yolo (1 voc file(s); 4 YOLO files, no class names; left: 1 coco file(s)" in said
+    assert "boxes: voc+yolo (1 VOC file(s); 4 YOLO files, no class names; left: 1 COCO file(s)" in said
 
 
 def test_numbers_that_can_be_read_in_two_ways():

@@ -336,6 +336,7 @@ def test_boxes_from_a_file_of_its_own(tmp_path):
     manifest = packed(source, tmp_path / "out", boxes=str(table), labels=["age"])
     assert manifest["ledgers"]["files"] == {"seen": 4, "used": 3, "rejected": 1}
     assert manifest["ledgers"]["boxes"] == {"seen": 3, "used": 2, "rejected": 1}
+    assert manifest["reasons"]["files"] == {"left, as --boxes names other annotations": 1}
     samples = ShardSet(tmp_path / "out")
     tooth = next(m for m in (samples.meta(i) for i in range(2)) if "fdi" in m)
     assert (tooth["fdi"], tooth["tooth_type"], tooth["position"], tooth["age"]) == (48, "molar", 48, "33")
