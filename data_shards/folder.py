@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import os
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,6 @@ from data_shards.convert import Frame
 from data_shards.index import BLOCK, index_shards
 from data_shards.labels import RESERVED
 from data_shards.manifest import INDEX, MANIFEST, sealed, stated
-from data_shards.shard_set import ShardSet
 
 FORMAT = 2
 """Version of the folder's format."""
@@ -75,20 +75,22 @@ def of_patient(members: bytes, patient: str) -> bytes:
     return bytes(changed)
 
 
-def write_index(folder: Path, shards: list[dict[str, Any]]) -> dict[str, Any]:
-    """Index the shards as written, by walking their headers. Returns the index's `name`, `bytes` and `sha256`."""
+def write_index(folder: Path, shards: list[dict[str, Any]]) -> tuple[np.ndarray, dict[str, Any]]:
+    """Index the shards as written, by walking their headers; with what a manifest says of the index's file."""
     path = folder / INDEX
-    np.save(path, index_shards([folder / s["name"] for s in shards]), allow_pickle=False)
-    return stated(path)
+    index = index_shards([folder / s["name"] for s in shards])
+    np.save(path, index, allow_pickle=False)
+    return index, stated(path)
 
 
-def statistics(folder: Path, frames: Iterable[Frame]) -> dict[str, Any]:
+def statistics(
+    folder: Path, shards: list[dict[str, Any]], index: np.ndarray, frames: Iterable[Frame]
+) -> dict[str, Any]:
     """Statistics of a folder's samples, read back from its shards, and of their pixels from the sums in `frames`.
 
     Pixel mean and standard deviation are in units of full scale (0 to 1), sizes in pixels.
     """
-    samples = ShardSet(folder)  # no manifest yet: the tars are walked, as a foreign reader would
-    metas = [samples.meta(i) for i in range(len(samples))]
+    metas = list(_metas(folder, shards, index))
     sums = Counter[tuple[int, str]]()  # by depth: full scale differs, and sums of integers are exact
     for frame in frames:
         for name in ("count", "total", "squares"):
@@ -108,6 +110,14 @@ def statistics(folder: Path, frames: Iterable[Frame]) -> dict[str, Any]:
         "aspect": _quantiles([m["width"] / m["height"] for m in metas]),
         "labels": count_labels(metas),
     }
+
+
+def _metas(folder: Path, shards: list[dict[str, Any]], index: np.ndarray) -> Iterator[dict[str, Any]]:
+    """The JSON of every sample, in order."""
+    for number, shard in enumerate(shards):
+        with (folder / shard["name"]).open("rb") as file:
+            for row in index[index["shard"] == number]:
+                yield json.loads(os.pread(file.fileno(), int(row["meta_size"]), int(row["meta"])))
 
 
 def count_labels(metas: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:

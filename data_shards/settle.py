@@ -171,13 +171,14 @@ def _write_part(
 
     pieces = (Piece(frame.size, frame.samples, partial(members, frame)) for frame in frames)
     shards = write_shards(folder, pieces, int(settings["shard_mb"] * 1e6), settings["shard_samples"])
+    index, listed = write_index(folder, shards)
     return {
         "format": FORMAT,
         "part": "main",
         "key": key.check(),
         "settings": settings,
-        "statistics": statistics(folder, frames),
-        "index": write_index(folder, shards),
+        "statistics": statistics(folder, shards, index, frames),
+        "index": listed,
         "shards": shards,
     }
 

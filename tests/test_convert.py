@@ -2,6 +2,7 @@
 
 import io
 import json
+import tarfile
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ from pydicom import Dataset, FileMetaDataset
 from pydicom.dataset import FileDataset
 from pydicom.uid import DigitalIntraOralXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
+from data_shards.convert import _member
 from data_shards.crops import CropError, Rules, crop_of
 from data_shards.ids import Key, locate, table_beside
 from data_shards.pack import PackConfig, pack
@@ -180,6 +182,15 @@ def test_large_crops_are_shrunk_by_areas(tmp_path):
     assert crop.shape == (200, 150)
     assert np.abs(crop - expected).max() <= 0.5
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["settings"]["max_side"] == 200
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 512, 513, 100_000])
+def test_members_are_tarfiles(size):
+    content = np.random.default_rng(size).bytes(size)
+    info = tarfile.TarInfo("0123456789abcdef.json")
+    info.size = size
+    expected = info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-size % 512)
+    assert _member("0123456789abcdef.json", content) == expected
 
 
 def test_cubic_overshoot_stays_in_the_depth():
