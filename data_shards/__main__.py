@@ -96,7 +96,8 @@ def locate_command(argv: Sequence[str]) -> None:
     parser.add_argument("--key", type=str | None, default=None, help="key file of that pack; default: the user's own")
     given = read(parser, argv)
     for kind, path in locate(table_beside(Path(given.key) if given.key else default_key_file()), given.id):
-        print(f"{kind}\t{path}")
+        shown = path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # a name may be no text
+        print(f"{kind}\t{shown}")
 
 
 def phantom_command(argv: Sequence[str]) -> None:

@@ -195,6 +195,8 @@ class _Slice:
 
     def read(self, size: int, /) -> bytes:
         found = self._forward.take(min(size, self._left)) if self._left else b""
+        if self._left and not found:
+            raise MemberError(CUT)
         self._left -= len(found)
         return found
 

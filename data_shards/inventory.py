@@ -125,8 +125,10 @@ def take_inventory(
                 ledgers.see("files", entry.file)
                 _enter(entry, member, inventory, ledgers, annotations)
         except MemberError as error:  # the rest of the archive cannot be reached: one line stands for it
-            rest = key.id("file", source.name_of(""))
-            ledgers.reject("files", rest, str(error))
+            name = source.name_of("")
+            rest = Entry(number, name, key.id("file", name), key.id("radiograph", name))
+            inventory.others.append(rest)
+            ledgers.reject("files", rest.file, str(error))
     if not annotations:
         _return_images(inventory)
     for image in inventory.images:

@@ -29,7 +29,7 @@ _CLOSED = {
 _POINTERS = (b"version https://git-lfs.github.com/spec/", b"/annex/objects/")
 _POINTER = "a Git LFS pointer, not the file that it stands for: run `git lfs pull` (or `git annex get`) first"
 _APPLE = "a macOS side file (AppleDouble) without an image: nothing to do"
-_REST = "what follows in it is lost"
+REST_LOST = "the rest of this archive is lost"
 
 
 def archive_kind(head: bytes) -> str:
@@ -80,7 +80,7 @@ def unfolded(member: Member, spool: Spool, depth: int = 0, whole: Expansion | No
             yield inner
         member.refused = "" if count else "an archive without files"
     except MemberError as error:
-        member.refused = f"{error}; the rest of this archive is lost" if count else str(error)
+        member.refused = f"{error}; {REST_LOST}" if count else str(error)
     if member.refused:
         yield member
 

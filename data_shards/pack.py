@@ -160,7 +160,7 @@ def _table(
         source = sources[entry.source]
         path = source.path.resolve()
         inner = entry.name.removeprefix(f"{source.label}/")
-        return str(path) if path.is_file() and inner == path.name else f"{path}/{inner}"
+        return str(path) if path.is_file() and inner in ("", path.name) else f"{path}/{inner}"
 
     for id_, entry, row in plan.lost:
         yield id_, "box", f"{place(entry)} (its row {row})"

@@ -18,7 +18,7 @@ from data_shards.archives import refusal
 from data_shards.errors import MemberError, PackError
 from data_shards.limits import SPOOL_GB, Expansion
 from data_shards.member import Member
-from data_shards.nesting import archive_kind, files_in, inside, unfolded
+from data_shards.nesting import REST_LOST, archive_kind, files_in, inside, unfolded
 from data_shards.spool import Spool
 
 
@@ -76,10 +76,13 @@ class Source:
                 member.close()
             return
         member = self._file()
+        count = 0
         try:
-            yield from inside(member, spool) if archive_kind(member.head()) else unfolded(member, spool)
+            for inner in inside(member, spool) if archive_kind(member.head()) else unfolded(member, spool):
+                count += 1
+                yield inner
         except MemberError as error:
-            raise MemberError(f"{error}; what follows in this source is lost") from None
+            raise MemberError(f"{error}; {REST_LOST}" if count else str(error)) from None
         finally:
             member.close()
 
@@ -92,13 +95,15 @@ class Source:
 class _Place(NamedTuple):
     path: Path
     label: str
+    named: bool = True
 
 
 def open_sources(paths: Sequence[str | Path], spool_gb: float = SPOOL_GB) -> list[Source]:
     """The sources at `paths`, which may be patterns such as `clinic/**/*.zip`; archives are recognised by content.
 
     `spool_gb` is the size in 10^9 bytes of the temporary file for inner archives. Raises PackError for a path or
-    pattern at which nothing lies and for what cannot be read.
+    pattern at which nothing lies, and for a path that cannot be read; among many that match a pattern, one such is
+    left to the ledgers.
     """
     sources: list[Source] = []
     labels: set[str] = set()
@@ -109,7 +114,8 @@ def open_sources(paths: Sequence[str | Path], spool_gb: float = SPOOL_GB) -> lis
             label = f"{place.label}#{count}"
         labels.add(label)
         source = Source(place.path, label, int(spool_gb * 1e9))
-        source.check()
+        if place.named:
+            source.check()
         sources.append(source)
     return sources
 
@@ -133,7 +139,7 @@ def _places(path: str | Path) -> list[_Place]:
     outermost = sorted(place for place in found if not found.intersection(place.parents))
     if not outermost:
         raise PackError(f"nothing matches {path}: check the pattern (`**` stands for folders at any depth)")
-    return [_Place(place, place.relative_to(root).as_posix()) for place in outermost]
+    return [_Place(place, place.relative_to(root).as_posix(), named=False) for place in outermost]
 
 
 def _in_folder(folder: Path) -> Iterator[Member]:

@@ -67,7 +67,6 @@ class Spool:
 
     def _append(self, chunk: bytes) -> None:
         self._check(len(chunk))
-
         try:
             file = self._opened()
             file.seek(self._end)

@@ -9,6 +9,7 @@ import os
 import random
 import socket
 import struct
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -16,15 +17,18 @@ import tracemalloc
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import py7zr
 import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from data_shards import limits
 from data_shards.errors import MemberError, PackError
 from data_shards.ids import Key
+from data_shards.pack import PackConfig, pack
 from data_shards.sources import open_sources
 
 FILES = {"a.png": b"\x89PNG first", "deep/b.txt": b"0 0.5 0.5 1 1\n" * 40, "deep/c.bin": bytes(range(256)) * 9}
@@ -109,6 +113,16 @@ def open_files():
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+def names(path):
+    """The names of all members, none of which is read: what ends the archive goes under an empty name."""
+    found = []
+    try:
+        found.extend(member.name for member in source(path).members())
+    except MemberError:
+        found.append("")
+    return found
+
+
 def only_reason(found):
     (reason,) = (value for value in found.values() if isinstance(value, str))
     return reason
@@ -159,14 +173,14 @@ def test_a_file_that_is_only_compressed(tmp_path):
 
 def test_streams_and_frames_one_after_another(tmp_path):
     half, rest = tarred(FILES)[:700], tarred(FILES)[700:]
-    for name, pack in (
+    for name, compress in (
         ("gz", gzip.compress),
         ("bz2", bz2.compress),
         ("xz", lzma.compress),
         ("zst", zstandard.compress),
     ):
         padding = bytes(8) if name == "xz" else b""
-        assert read(tmp_path / name, pack(half) + padding + pack(rest) + padding) == FILES
+        assert read(tmp_path / name, compress(half) + padding + compress(rest) + padding) == FILES
     skipped = struct.pack("<II", 0x184D2A50, 3) + b"abc"
     assert read(tmp_path / "zst", skipped + zstandard.compress(half) + skipped + zstandard.compress(rest)) == FILES
 
@@ -225,6 +239,10 @@ def test_patterns(tmp_path, monkeypatch):
     assert [s.path for s in open_sources(["clinic/**"])] == [Path("clinic")]  # once, not file by file
     (tmp_path / "[2024] x.zip").write_bytes(zipped({"x.png": b"x"}))
     assert [s.label for s in open_sources(["[2024] x.zip"])] == ["[2024] x.zip"]  # what is there is no pattern
+    (clinic / "cut.zip").write_bytes(zipped(FILES)[:50])
+    cut = open_sources(["clinic/*.zip"])[1]  # one of many: it does not end the pack
+    with pytest.raises(MemberError, match="list of members, at its end, is damaged"):
+        list(cut.members())
     for pattern, words in (("clinic/*.rar", "nothing matches clinic/"), ("clinic/no.zip", "nothing to pack at")):
         with pytest.raises(PackError, match=words):
             open_sources([pattern])
@@ -344,6 +362,24 @@ def test_names_that_are_no_text_survive(tmp_path):
     assert read(folder) == {names[2]: b"3"}
     assert json.loads(json.dumps(names)) == names
     assert len({Key(b"k", None).id("file", name) for name in names}) == 3
+
+
+def test_what_is_rejected_can_be_found_by_its_id_whatever_its_name(tmp_path):
+    """A name that is no text, and the rest of an archive that is cut off, which the table must know too."""
+    name = os.fsdecode(b"x\xff.png")
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80), dtype=np.uint8)).save(buffer, "png")
+    content = tarred({"good.png": buffer.getvalue(), name: b"no image", "c.png": b"c"}, tarfile.GNU_FORMAT)
+    (tmp_path / "a.tar").write_bytes(content[: content.index(b"c.png") + 512])
+    pack(PackConfig([tmp_path / "a.tar"], tmp_path / "out", key=tmp_path / "key", quiet=True))
+    lines = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    found = set()
+    for line in (line for line in lines if line["ledger"] == "files"):
+        command = [sys.executable, "-m", "data_shards", "locate", line["id"], "--key", str(tmp_path / "key")]
+        strict = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+        shown = subprocess.run(command, capture_output=True, check=True, env=strict).stdout.decode()
+        found.add(shown.split("\t")[1].strip().removeprefix(str(tmp_path)))
+    assert found >= {"/a.tar/x\ufffd.png", "/a.tar/c.png", "/a.tar"}
 
 
 def test_a_zip_with_a_name_that_is_not_the_text_that_it_says(tmp_path):
@@ -622,7 +658,10 @@ def test_a_top_level_archive_that_cannot_be_opened_ends_the_pack(tmp_path):
 
 
 def check_damaged(path, content):
-    """Nothing but members, reasons and a PackError comes of it, twice the same, and nothing is written."""
+    """Nothing but members, reasons and a PackError comes of it, nothing is written, and it is the same again.
+
+    The names are those of the first pass of a pack, which reads little: what ends the archive comes in both.
+    """
     path.write_bytes(content)
     before = sorted(path.parent.iterdir())
 
@@ -634,6 +673,8 @@ def check_damaged(path, content):
 
     found = once()
     assert found == once()
+    if found.keys() != {""}:
+        assert set(names(path)) == found.keys()
     assert sorted(path.parent.iterdir()) == before
     for value in found.values():
         if isinstance(value, str):
@@ -642,7 +683,7 @@ def check_damaged(path, content):
             assert "\n" not in value
 
 
-BASES = {kind: pack(FILES) for kind, pack in PACKED.items()}
+BASES = {kind: made(FILES) for kind, made in PACKED.items()}
 NESTED = {f"{o} {i}": PACKED[o]({"in": BASES[i], "x": b"x"}) for o in ("stored.zip", "tar", "7z") for i in BASES}
 
 
