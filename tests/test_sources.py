@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -535,6 +536,21 @@ def test_decompression_bombs(tmp_path, monkeypatch, kind):
         assert sum(limits.BOMB in value for value in found.values() if isinstance(value, str)) >= 1
         assert found.get("good", b"good") == b"good"
         assert peak < (40 << 20 if "zip" not in kind else 90 << 20)
+
+
+def test_decoders_that_ask_for_too_much_memory(tmp_path):
+    """Handmade: a zstd frame (RFC 8878) with a window of 1 GiB, an xz block with a dictionary of 2 GiB."""
+    zst = struct.pack("<IBB", 0xFD2FB528, 0, 20 << 3) + (1 | 5 << 3).to_bytes(3, "little") + b"abcde"
+    xz = bytearray(lzma.compress(b"abcde"))
+    size = (xz[12] + 1) * 4  # of the block's header, from byte 12 on
+    assert xz[14:16] == b"\x21\x01"  # LZMA2, with one byte of properties, which is the dictionary's size
+    xz[16] = 38
+    xz[8 + size : 12 + size] = struct.pack("<I", zlib.crc32(xz[12 : 8 + size]))
+    found = read(tmp_path / "a.zip", zipped({"w.zst": zst, "d.xz": bytes(xz), "good.png": b"good"}))
+    assert found.pop("good.png") == b"good"
+    assert list(found.values()) == ["its decoder asks for over 512 MiB of memory: pack an unpacked copy"] * 2
+    zst = zst.replace(bytes([20 << 3]), bytes([10 << 3]))
+    assert read(tmp_path / "w.zst", zst) == {"w": b"abcde"}
 
 
 def test_bombs_that_multiply_with_depth(tmp_path, monkeypatch):
