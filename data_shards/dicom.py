@@ -12,9 +12,10 @@ from pydicom.pixels import apply_color_lut, get_decoder
 from pydicom.pixels.decoders.base import Decoder
 from pydicom.uid import UID, JPEGExtended12Bit
 
+from data_shards import dicom_gdcm
 from data_shards.depth import DAMAGED, MAX_FRAMES, Radiograph, RadiographError, check_size, of_integers
-from data_shards.dicom_extended import decode_extended
 from data_shards.dicom_form import check_inflated, coded_size, guessed_syntax
+from data_shards.dicom_gdcm import Coded
 from data_shards.dicom_gray import shown
 from data_shards.dicom_header import element, facts, number, patient, pixel_aspect, word
 from data_shards.dicom_rules import check_kind
@@ -38,17 +39,11 @@ _COMPRESSIONS = {
     "1.2.840.10008.1.2.4.203": "htj2k",
 }
 """Transfer syntaxes that are decoded (DICOM PS3.6, table A-1), and what they are called in a sample's facts."""
-_CLASS = "MediaStorageSOPClassUID"
-_DECODERS = ("pillow", "pyjpegls", "pylibjpeg", "gdcm")
+_DECODERS = ("pillow", "pyjpegls", "pylibjpeg")
 """In order: first what is always there, so that an extra changes no pixels (lossy JPEG leaves their rounding open).
 
-RLE is left to pydicom itself: pylibjpeg-rle panics on damage, which is no Exception.
+Not gdcm, which some damaged images make end the process; nor pylibjpeg-rle, which panics on them.
 """
-_RLE, _NATIVE = "pydicom", ""
-_NEEDS_DECODERS = (
-    'DICOM compressed as {}, which needs decoders: pip install "tooth-foundations[dicom]" '
-    '(in a checkout: pip install -e ".[dicom]")'
-)
 
 
 def frames(raw: bytes, burned_in: Literal["reject", "keep"]) -> Iterator[Radiograph | RadiographError]:
@@ -57,10 +52,11 @@ def frames(raw: bytes, burned_in: Literal["reject", "keep"]) -> Iterator[Radiogr
     Raises RadiographError where the file is no radiograph, or may have names in its pixels and `burned_in` is
     "reject".
     """
-    header = _read(raw)
+    check_inflated(raw)
+    header: Any = pydicom.dcmread(io.BytesIO(raw), force=True)
     check_kind(header, burned_in)
     syntax = _syntax(header)
-    decoder = _decoder(syntax)
+    decoder = _decoder(header, syntax)
     rows, columns = int(header.Rows), int(header.Columns)
     check_size(columns, rows)
     count = max(1, int(number(header, "NumberOfFrames") or 1))
@@ -77,14 +73,6 @@ def frames(raw: bytes, burned_in: Literal["reject", "keep"]) -> Iterator[Radiogr
         yield RadiographError(f"images after the first {MAX_FRAMES} of a file are not read")
 
 
-def _read(raw: bytes) -> Any:
-    check_inflated(raw)
-    header = pydicom.dcmread(io.BytesIO(raw), force=True)
-    if not element(header, "Rows") and not element(header, "SOPClassUID") and not element(header.file_meta, _CLASS):
-        raise RadiographError("a DICOM file that is damaged or cut short")
-    return header
-
-
 def _syntax(header: Any) -> str:
     """The transfer syntax, found in the data where no file meta information tells it."""
     stated = str(element(header.file_meta, "TransferSyntaxUID", ""))
@@ -99,12 +87,15 @@ def _syntax(header: Any) -> str:
     return stated
 
 
-def _decoder(syntax: str) -> Decoder:
+def _decoder(header: Any, syntax: str) -> Decoder:
     if syntax not in _COMPRESSIONS:
         raise RadiographError("a DICOM transfer syntax that is not read: convert it to Explicit VR Little Endian")
     decoder = get_decoder(UID(syntax))
-    if not decoder.is_available:
-        raise RadiographError(_NEEDS_DECODERS.format(_COMPRESSIONS[syntax]))
+    if not (dicom_gdcm.is_available() if _needs_gdcm(header, syntax) else _plugins(decoder)):
+        raise RadiographError(
+            f"DICOM compressed as {_COMPRESSIONS[syntax]}, which needs decoders: "
+            'pip install "tooth-foundations[dicom]" (in a checkout: pip install -e ".[dicom]")'
+        )
     return decoder
 
 
@@ -131,21 +122,19 @@ def _decode(header: Any, decoder: Decoder, index: int, count: int) -> tuple[np.n
 
 def _stored(header: Any, decoder: Decoder, index: int, count: int) -> np.ndarray:
     """The values of a frame, [H, W] or RGB [H, W, 3], by the first decoder that can."""
-    rows, columns = int(header.Rows), int(header.Columns)
-    if int(header.BitsAllocated) > 16 and int(header.BitsStored) > 16:
+    rows, columns, allocated = int(header.Rows), int(header.Columns), int(header.BitsAllocated)
+    if allocated > 16 and int(header.BitsStored) > 16:
         raise RadiographError("DICOM pixels of more than 16 bits, which radiographs do not have")
     if decoder.is_encapsulated:
         codestream = get_frame(header.PixelData, index, number_of_frames=count)
         if coded_size(codestream) not in (None, (columns, rows)):
             raise RadiographError("a compressed image of another size than the DICOM header says")
-        if JPEGExtended12Bit == decoder.UID and header.BitsStored > 8 and header.SamplesPerPixel == 1:
-            try:
-                return decode_extended(codestream, rows, columns)
-            except ImportError:
-                raise RadiographError(_NEEDS_DECODERS.format("jpeg-extended")) from None
-    available = decoder.available_plugins
-    others = [name for name in _DECODERS if name in available]
-    for name in [_RLE] if _RLE in available else others or [_NATIVE]:
+        if _needs_gdcm(header, str(decoder.UID)):
+            form = (rows, columns, int(header.SamplesPerPixel), allocated, int(header.BitsStored))
+            values = dicom_gdcm.decode(codestream, Coded(str(decoder.UID), *form, header.PixelRepresentation == 1))
+            luma = word(header, "PhotometricInterpretation").startswith("YBR_FULL")  # the first of its components
+            return values[..., 0] if luma and values.ndim == 3 else values
+    for name in _plugins(decoder):
         try:
             values, _ = decoder.as_array(
                 header,
@@ -158,3 +147,15 @@ def _stored(header: Any, decoder: Decoder, index: int, count: int) -> np.ndarray
         except Exception:  # the next one may be able to
             continue
     raise RadiographError(DAMAGED)
+
+
+def _needs_gdcm(header: Any, syntax: str) -> bool:
+    return syntax in dicom_gdcm.SYNTAXES and not (syntax == JPEGExtended12Bit and header.BitsStored == 8)
+
+
+def _plugins(decoder: Decoder) -> list[str]:
+    """What pydicom is to decode with, in the order in which it is tried; RLE and raw pixels it reads by itself."""
+    available = decoder.available_plugins
+    if not decoder.is_encapsulated or "pydicom" in available:
+        return ["pydicom"] if decoder.is_encapsulated else [""]
+    return [name for name in _DECODERS if name in available]

@@ -58,7 +58,7 @@ def check_kind(header: Any, burned_in: Literal["reject", "keep"]) -> None:
     captured = kind == _SECONDARY_CAPTURE or kind.startswith(_SECONDARY_CAPTURE + ".")
     converted = word(header, "ConversionType") not in ("", "DI")
     if "PixelData" not in header:
-        if "Rows" not in header:
+        if "Rows" not in header and kind:
             raise RadiographError("a DICOM object without an image (report, presentation state, document or such)")
         floating = "FloatPixelData" in header or "DoubleFloatPixelData" in header
         raise RadiographError("floating-point DICOM, which radiographs are not" if floating else DAMAGED)

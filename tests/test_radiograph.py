@@ -526,7 +526,7 @@ def test_damage_gives_reasons_or_images(data):
 
 
 @pytest.mark.slow
-@settings(max_examples=8000, deadline=None)
+@settings(max_examples=4000, deadline=None)
 @given(data=st.data())
 def test_damage_gives_reasons_or_images_over_and_over(data):
     survive(data)
