@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from data_shards.settle import UNUSED
 from data_shards.shard_set import ShardSet
 from data_shards.survey import QUANTILES, Survey, survey
 
@@ -17,6 +18,7 @@ BARS = 12
 LISTED = 64
 """Most values of a label that are listed: free text has thousands."""
 _BAR = 30
+_ONE_AND_MANY = {"files": ("file", "files"), "radiographs": ("radiograph", "radiographs"), "boxes": ("box", "boxes")}
 _LEVELS = " ▁▂▃▄▅▆▇█"
 
 
@@ -82,12 +84,27 @@ def ledger_lines(manifest: Mapping[str, Any]) -> list[str]:
     lines = [f"{'ledger':<13}{'seen':>10}{'used':>10}{'rejected':>10}"]
     for name, ledger in manifest["ledgers"].items():
         lines.append(f"{name:<13}{ledger['seen']:>10,}{ledger['used']:>10,}{ledger['rejected']:>10,}")
-    for name, reasons in manifest["reasons"].items():
-        for reason, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0])):
-            one = name.removesuffix("es" if name == "boxes" else "s")
-            head = f"{count:>10,} {one if count == 1 else name} rejected: "
-            lines += textwrap.wrap(head + reason, COLUMNS, subsequent_indent=" " * 13)
+    told = [
+        (", ".join(counted(n, *_ONE_AND_MANY[of]) for of, n in counts.items()), why)
+        for why, counts in why_not(manifest)
+    ]
+    wide = max((len(what) for what, _ in told), default=0) + 3
+    for what, why in told:
+        lines += textwrap.wrap(f"  {what:<{wide}}{why}", COLUMNS, subsequent_indent=" " * (wide + 2))
     return lines
+
+
+def why_not(manifest: Mapping[str, Any]) -> list[tuple[str, dict[str, int]]]:
+    """Why inputs were rejected: each reason with the number of inputs by ledger, the commonest reason first.
+
+    A radiograph's file and boxes go with it, so they stand beside it under its reason.
+    """
+    counts: dict[str, dict[str, int]] = {}
+    for ledger, reasons in manifest["reasons"].items():
+        for reason, count in reasons.items():
+            by_ledger = counts.setdefault(reason.removeprefix(UNUSED), {})
+            by_ledger[ledger] = by_ledger.get(ledger, 0) + count
+    return sorted(counts.items(), key=lambda item: (-sum(item[1].values()), item[0]))
 
 
 def duplicate_lines(found: Survey) -> list[str]:

@@ -10,9 +10,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data_shards.describe import BARS, LISTED, counted, duplicate_lines, headline, printable
+from data_shards.describe import BARS, LISTED, counted, duplicate_lines, headline, printable, why_not
 from data_shards.drawing import caption
 from data_shards.errors import PackError
+from data_shards.ledger import LEDGERS
 from data_shards.preview import eight_bits
 from data_shards.shard_set import ShardSet
 from data_shards.survey import QUANTILES, Survey, spread_over
@@ -30,6 +31,7 @@ body {{ font: 16px/1.5 system-ui, sans-serif; margin: 1.5rem auto; max-width: 70
 table {{ border-collapse: collapse }}
 th, td {{ text-align: right; padding: .15rem .9rem .15rem 0; vertical-align: top }}
 th:first-child, .words {{ text-align: left }}
+td + td {{ white-space: nowrap }}
 .values {{ columns: 16rem; column-gap: 2rem }}
 .values.few {{ columns: auto; max-width: 40rem }}
 .values div {{ display: flex; gap: .8rem; break-inside: avoid }}
@@ -169,13 +171,9 @@ def _books(found: Survey) -> str:
     heads = ["", "seen", "used", "rejected"]
     ledgers = [(name, *(f"{ledger[k]:,}" for k in heads[1:])) for name, ledger in found.manifest["ledgers"].items()]
     parts = [_table(heads, ledgers)]
-    reasons = [
-        (name, reason, f"{count:,}")
-        for name, counts in found.manifest["reasons"].items()
-        for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    ]
+    reasons = [(why, *(f"{counts.get(name, 0):,}" for name in LEDGERS)) for why, counts in why_not(found.manifest)]
     if reasons:
-        parts += ["<h3>Rejected</h3>", _table(["", "why", "how many"], reasons, words=1)]
+        parts += ["<h3>Rejected</h3>", _table(["", *LEDGERS], reasons)]
     parts.append("<h3>Duplicates</h3>" + "".join(f"<p>{_text(line)}</p>" for line in duplicate_lines(found)))
     if sources := found.manifest.get("sources"):
         total = sum(source["crops"] for source in sources) or 1

@@ -19,6 +19,7 @@ from data_shards.ledger import Ledgers
 from data_shards.manifest import MANIFEST, NEAR, REJECTED, stated
 
 NO_CROP = "none of its boxes gives a crop"
+UNUSED = "its radiograph is not used: "
 
 
 @dataclass
@@ -94,7 +95,7 @@ def _close(done: Sequence[Converted], plan: BoxPlan, images: Sequence[Entry], le
         boxes[image.radiograph] = [box.id for box in plan.boxes.get(image.radiograph, [])]
         for radiograph, why in reasons.items():
             for id_ in boxes[radiograph] if why else ():
-                ledgers.reject("boxes", id_, f"its radiograph is not used: {why}")
+                ledgers.reject("boxes", id_, UNUSED + why)
         if all(reasons.values()):
             ledgers.reject("files", image.file, reasons[image.radiograph])
     for file, ids in plan.files.items():
