@@ -101,11 +101,12 @@ def _decoder(header: Any, syntax: str) -> Decoder:
 
 def _decode(header: Any, decoder: Decoder, index: int, count: int) -> tuple[np.ndarray, int]:
     values = _stored(header, decoder, index, count)
-    if word(header, "PhotometricInterpretation") == "PALETTE COLOR":
-        values = apply_color_lut(values, header)
-    if values.ndim == 3:
-        return of_integers(cv2.cvtColor(np.ascontiguousarray(values), cv2.COLOR_RGB2GRAY))
     stored_bits, high_bit = int(header.BitsStored), int(number(header, "HighBit") or 0)
+    declared = stored_bits if stored_bits < 16 else None
+    if word(header, "PhotometricInterpretation") == "PALETTE COLOR":
+        values, declared = apply_color_lut(values, header), None
+    if values.ndim == 3:
+        return of_integers(cv2.cvtColor(np.ascontiguousarray(values), cv2.COLOR_RGB2GRAY), declared)
     values = values.astype(np.int32)
     if decoder.is_encapsulated:
         if not header.PixelRepresentation and int(values.max()) >> stored_bits:

@@ -444,10 +444,12 @@ def test_unused_bits_and_values_that_do_not_start_at_the_lowest():
 
 def test_colour_becomes_luma():
     generator = np.random.default_rng(0)
-    for bits in (8, 16):
-        colour = generator.integers(0, 1 << bits, (12, 20, 3))
+    for bits in (8, 12, 16):
+        colour = generator.integers(0, (1 << bits) - (1 << bits - 3), (12, 20, 3))
         luma = colour @ np.array([0.299, 0.587, 0.114])
-        assert np.abs(decode(dicom(colour, bits), depth=16).pixels - luma).max() <= bits / 8
+        found = decode(dicom(colour // (4 if bits == 12 else 1), bits), depth=16)
+        assert found.bits == bits
+        assert np.abs(found.pixels - luma / (4 if bits == 12 else 1)).max() <= 2
     eight = generator.integers(0, 256, (12, 20, 3)).astype(np.uint8)
     ybr = cv2.cvtColor(eight, cv2.COLOR_RGB2YCrCb)[..., [0, 2, 1]]
     found = decode(dicom(ybr, 8, PhotometricInterpretation="YBR_FULL"))
