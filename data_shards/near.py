@@ -39,12 +39,12 @@ def perceptual_hash(pixels: np.ndarray) -> str:
 
 
 def near_pairs(hashes: Sequence[str], within: int = WITHIN) -> list[tuple[int, int, int]]:
-    """All (i, j, distance) with i < j of hashes that differ in at most `within` bits, in order.
+    """The (i, j, distance) with i < j of hashes that differ in at most `within` bits, in order.
 
-    Of hashes with margins and without the nearest count. The first of equal hashes stands for all: the others are
-    paired with it and with nothing else. "" is near nothing. Exact, by multi-index hashing (Norouzi, Punjani, Fleet,
-    "Fast search in Hamming space with multi-index hashing", CVPR 2012): of `within // 3 + 1` bands of bits one differs
-    in at most two, so hashes are compared whole only where a band agrees so far.
+    Of hashes with margins and without the nearest count. "" is near nothing. Those pairs are listed in which one is the
+    first of its hash, so that a thousand equal hashes do not make half a million pairs. Exact, by multi-index hashing
+    (Norouzi, Punjani, Fleet, "Fast search in Hamming space with multi-index hashing", CVPR 2012): of `within // 3 + 1`
+    bands of bits one differs in at most two, so hashes are compared whole only where a band agrees so far.
 
     Raises ValueError unless 0 <= within < 128.
     """
@@ -54,20 +54,31 @@ def near_pairs(hashes: Sequence[str], within: int = WITHIN) -> list[tuple[int, i
     owner = np.repeat(np.arange(len(hashes)), [len(text) // digits for text in hashes])
     raw = np.frombuffer(bytes.fromhex("".join(hashes)), np.uint8).reshape(len(owner), BITS // 8)
     _, first, which = np.unique(raw.view(f"V{BITS // 8}").ravel(), return_index=True, return_inverse=True)
-    found = [np.column_stack([owner[first[which]], owner, np.zeros_like(owner)])]
-    words, owner = raw[first].view(np.uint64), owner[first]
+    pairs = _distinct_pairs(raw[first].view(np.uint64), within)
+    equal = np.arange(len(first))
+    pairs = np.concatenate([np.column_stack([equal, equal, np.zeros_like(equal)]), pairs, pairs[:, [1, 0, 2]]])
+    members, counts = np.argsort(which, kind="stable"), np.bincount(which, minlength=len(first))
+    count = counts[pairs[:, 1]]
+    offset = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    others = members[np.repeat((np.cumsum(counts) - counts)[pairs[:, 1]], count) + offset]
+    ends = np.sort(np.column_stack([owner[np.repeat(first[pairs[:, 0]], count)], owner[others]]), axis=1)
+    ranked = np.unique(np.column_stack([ends, np.repeat(pairs[:, 2], count)])[ends[:, 0] < ends[:, 1]], axis=0)
+    nearest = np.ones(len(ranked), dtype=bool)
+    nearest[1:] = np.any(ranked[1:, :2] != ranked[:-1, :2], axis=1)
+    return [(int(i), int(j), int(distance)) for i, j, distance in ranked[nearest]]
+
+
+def _distinct_pairs(words: np.ndarray, within: int) -> np.ndarray:
+    """int64 [n, 3]: the pairs of these distinct hashes, uint64 [n, 4], within so many bits, and their distance."""
+    found = [np.zeros((0, 3), dtype=np.int64)]
     bands = within // 3 + 1
     for band in range(bands):
         for one, other in _alike(*_keys(words, range(band, BITS, bands))):
             distance = np.bitwise_count(words[one] ^ words[other]).sum(axis=1, dtype=np.int64)
             close = distance <= within
-            ends = np.sort(np.column_stack([owner[one[close]], owner[other[close]]]), axis=1)
+            ends = np.sort(np.column_stack([one[close], other[close]]), axis=1)
             found.append(np.column_stack([ends, distance[close]]))
-    ranked = np.unique(np.concatenate(found), axis=0)
-    ranked = ranked[ranked[:, 0] < ranked[:, 1]]
-    nearest = np.ones(len(ranked), dtype=bool)
-    nearest[1:] = np.any(ranked[1:, :2] != ranked[:-1, :2], axis=1)
-    return [(int(i), int(j), int(distance)) for i, j, distance in ranked[nearest]]
+    return np.unique(np.concatenate(found), axis=0)
 
 
 def _hash(image: np.ndarray) -> str:

@@ -113,7 +113,7 @@ def test_the_search_is_exact(centres: int, count: int, spread: int, within: int,
         (i, j, d)
         for j, other in enumerate(hashes)
         for i, one in enumerate(hashes[:j])
-        if one and other and first[one] == i and first[other] in (i, j) and (d := distance(one, other)) <= within
+        if one and other and (first[one] == i or first[other] == j) and (d := distance(one, other)) <= within
     ]
     assert near_pairs(hashes, within) == sorted(expected)
 
@@ -125,6 +125,13 @@ def test_of_two_hashes_the_nearest_counts() -> None:
     assert near_pairs([a + b, b + off, c + c]) == [(0, 1, 0)]
     assert near_pairs([]) == []
     assert near_pairs(["", ""]) == []
+
+
+def test_equal_hashes_are_near_what_the_first_of_them_is_near() -> None:
+    a, b = (secrets.token_hex(32) for _ in range(2))
+    off = f"{int(a, 16) ^ 0b11:064x}"
+    assert near_pairs([off, a, b, a, a]) == [(0, 1, 2), (0, 3, 2), (0, 4, 2), (1, 3, 0), (1, 4, 0)]
+    assert len(near_pairs([a] * 3000 + [off] * 3000)) == 2 * 2999 + 2 * 3000 - 1
 
 
 def test_many_hashes_are_searched_whole() -> None:
