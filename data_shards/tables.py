@@ -83,6 +83,9 @@ class Table(NamedTuple):
         kept, place, size = self.kept(asked), self.place, self.size
         relative = not place or in_shares([c for row in self.rows() for c in _corners(row, place) or ()])
         for number, row in enumerate(self.rows()):
+            if not row:
+                yield Row(number, reason="the table cannot be read from here on: a quote that is not closed, or damage")
+                return
             labels = {c: row[c].strip() for c in kept if (row.get(c) or "").strip()}
             image = (row[self.image] or "").strip() or "?"
             corners = _corners(row, place) if place else (0.0, 0.0, 1.0, 1.0)
@@ -94,13 +97,13 @@ class Table(NamedTuple):
             yield Row(number, corners, labels, image, relative, None if own else stated)  # own: the box's sides
 
     def rows(self) -> Iterator[dict[str, str]]:
-        """The rows below the header, by column."""
+        """The rows below the header, by column; an empty one, the last, where it cannot be read further."""
         body = io.StringIO(self.text.text.partition("\n")[2])
         reader = csv.DictReader(body, fieldnames=self.columns, delimiter=self.delimiter, restval="", restkey="")
         try:
             yield from reader
-        except csv.Error:  # a field of over 128 KiB: binary rubbish from here on
-            return
+        except csv.Error:  # a field of over 128 KiB: a quote that is never closed, or binary rubbish
+            yield {}
 
 
 def read_table(text: Text) -> Table | None:
@@ -123,7 +126,7 @@ def _corners(row: dict[str, str], place: tuple[str, ...]) -> Corners | None:
     """The edges in a row; None where its four columns are not numbers."""
     try:
         a, b, c, d = (float(row[name]) for name in place)
-    except (TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         return None
     if place in CORNERS:
         return a, b, c, d

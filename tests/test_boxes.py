@@ -463,6 +463,13 @@ def test_width_and_height_may_be_the_images_or_the_boxs():
         assert box.stated == ((400, 240) if case == "image" else None)
 
 
+def test_a_table_that_breaks_off_says_so():
+    text = "image,x0,y0,x1,y1\nx.png,1,2,30,40\n" + 'x.png,"' + "1\n" * 100_000
+    plan, ledgers = planned({"t.csv": text})
+    assert len(labels_of(plan)) == 1
+    assert [reason for reason in ledgers.reasons()["boxes"] if "not closed" in reason]
+
+
 def test_dentex():
     """Quadrants and places are numbered from 0 and named from 1."""
     document = coco()
