@@ -21,7 +21,7 @@ from pretrain.checkpoint import CheckpointError
 from pretrain.config import ChangedError, Config, ConfigError
 from pretrain.evaluate import EvaluationError
 from pretrain.run import Run
-from pretrain.started import shortfall
+from pretrain.started import mistake_at_start
 from pretrain.watchdog import PEER_LOST, WORKER_LOST, Watchdog
 
 MISTAKES = (BackboneError, CheckpointError, ConfigError, EvaluationError, PackError, ShardError, ViewError)
@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             # The watchdog ends what hangs, so collectives may wait while the main process renders or opens shards.
             state = PartialState(cpu=on_cpu, timeout=timedelta(days=1, seconds=2 * watchdog.timeout))
-            if missing := shortfall(os.environ, state.num_processes):
-                raise ConfigError(missing)
+            if mistake := mistake_at_start(os.environ, state.num_processes):
+                raise ConfigError(mistake)
             Run(config, resume, state, watchdog).execute()
         except (*MISTAKES, OSError) as error:
             watchdog.end(2, f"error: {error if isinstance(error, ChangedError) else one_line(error)}")

@@ -90,7 +90,9 @@ class Peers:
             wait_for_workers=False,
             multi_tenant=True,  # rank 0's process group serves from the same port
         )
-        self._store: Store = PrefixStore(f"peers/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        # torchrun's store outlives a restart; rank 0's is new, and nodes may count their restarts differently.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if self.agent else "0"
+        self._store: Store = PrefixStore(f"peers/{attempt}", store)
         self._store.compare_set("end", "", NOBODY)
         self.read_at = time.monotonic()
 

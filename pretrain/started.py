@@ -1,10 +1,10 @@
-"""Whether as many processes were started as were asked for: launchers start fewer, or strangers, without a word."""
+"""Whether the processes were started as asked: launchers start fewer, or strangers, without a word."""
 
 from collections.abc import Mapping
 
 
-def shortfall(environment: Mapping[str, str], processes: int) -> str:
-    """What is wrong where this run has fewer `processes` than the launcher was asked for, and the remedy; else "".
+def mistake_at_start(environment: Mapping[str, str], processes: int) -> str:
+    """What is wrong with how this run of so many `processes` was started, and the remedy; else "".
 
     Read from what launchers leave in the environment: torchrun sets RANK and WORLD_SIZE for each process. Accelerate's
     launcher of one process sets neither, but MASTER_ADDR and MASTER_PORT if it was asked for several (accelerate 1.10
@@ -15,6 +15,12 @@ def shortfall(environment: Mapping[str, str], processes: int) -> str:
         return (
             f"the launcher started {world} processes, but each trains alone ({processes} in its group): start CPU "
             "processes with ACCELERATE_USE_CPU=true and launch/cpu-2.yaml"
+        )
+    nodes, restarts = (int(environment.get(name, "0")) for name in ("GROUP_WORLD_SIZE", "TORCHELASTIC_MAX_RESTARTS"))
+    if nodes > 1 and restarts and environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return (
+            "nodes that restart would find what the failed try left in torchrun's store, and end at once: with "
+            "--max_restarts on several nodes give --rdzv_backend c10d and set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
         )
     if "RANK" in environment or "WORLD_SIZE" in environment:
         return ""

@@ -168,6 +168,8 @@ class Watchdog:
             if sign.still >= self.timeout:
                 if silent := self._silent(self.timeout / 2):
                     self._accuse(silent)
+                if cut_off := self._cut_off():
+                    self._end({"code": 2, "line": cut_off}, own=True, orphaned=True)
                 self.end(2, self._verdict())
 
     def _exchange(self, peers: Peers) -> None:
@@ -212,6 +214,15 @@ class Watchdog:
                 what = f"has not answered for {silence}" if sign else f"did not join within {silence}"
             told.append(f"{self._name(rank, sign)} {what}" + (f", last seen {_place(sign)}" if sign else ""))
         return self._error("; ".join(told))
+
+    def _cut_off(self) -> str:
+        """The line on torchrun's store when it does not answer, which is all that is known on this side; or ""."""
+        unheard = time.monotonic() - self._peers.read_at if self._peers else 0.0
+        if unheard < self.timeout / 2:
+            return ""
+        store = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        lost = f"has not reached the launcher of rank 0 at {store} for {unheard:.0f} s"
+        return self._error(f"{self._name(self.rank, self._sign)} {lost}: that host or the network to it is lost")
 
     def _verdict(self) -> str:
         """The line on a training that hangs though every process gives signs of life."""

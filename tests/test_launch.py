@@ -9,7 +9,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from processes import LAUNCHED, LAUNCHER, ROOT, smoke
 
-from pretrain.started import shortfall
+from pretrain.started import mistake_at_start
 
 FILES = sorted((ROOT / "launch").glob("*.yaml"))
 TABLE = (ROOT / "launch" / "README.md").read_text()
@@ -55,6 +55,7 @@ def test_the_cpu_configurations_start_as_many_processes_as_they_say(processes, s
     assert json.loads((tmp_path / "r" / "state.json").read_text())["state"] == "finished"
 
 
+NODES = {"RANK": "0", "WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2", "TORCHELASTIC_MAX_RESTARTS": "3"}
 LEFT = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
@@ -68,10 +69,12 @@ LEFT = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1", "MASTER_
         (LEFT | {"RANK": "1", "WORLD_SIZE": "4"}, 4, None),
         (LEFT, 1, "asked for several processes and started one"),
         (LEFT | {"RANK": "1", "WORLD_SIZE": "4"}, 1, "started 4 processes, but each trains alone"),
+        (NODES | {"TORCHELASTIC_USE_AGENT_STORE": "True"}, 2, "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"),
+        (NODES | {"TORCHELASTIC_USE_AGENT_STORE": "False"}, 2, None),
         ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}, 1, "srun started 4 tasks"),
         ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2", "RANK": "3", "WORLD_SIZE": "8"}, 8, None),  # ours
     ],
 )
 def test_fewer_processes_than_asked_for_are_told_by_what_launchers_leave(environment, processes, said):
-    found = shortfall(environment, processes)
+    found = mistake_at_start(environment, processes)
     assert (said in found) if said else not found
