@@ -19,6 +19,7 @@ from data_shards.ids import Key
 from data_shards.manifest import read_manifest
 from data_shards.pack import PackConfig, pack
 from data_shards.page import as_page
+from data_shards.phantom import render_radiograph
 from data_shards.preview import crop_sheet
 from data_shards.shard_set import ShardSet
 from data_shards.survey import survey
@@ -99,6 +100,25 @@ def test_each_source_has_its_share(tmp_path):
     ]
     assert manifest["sources"] == sorted(expected, key=lambda share: share["id"])
     assert f"{key.id('source', 'north')}        4            3        3    75.0%" in describe(tmp_path / "out")
+
+
+def test_near_duplicates_depth_and_facts_are_told(tmp_path):
+    film = render_radiograph(3, 0).image
+    deep = film.astype(np.uint16) * 16
+    files = {"a.png": encoded(film), "b.jpg": encoded(film, "jpg"), "c.tif": encoded(deep, "tif")}
+    for name, raw in files.items():
+        (tmp_path / name).write_bytes(raw)
+    (tmp_path / "boxes.csv").write_text("image,x0,y0,x1,y1\n" + "".join(f"{n},20,20,90,120\n" for n in files))
+    key = b"a public key for tests"
+    pack(PackConfig([tmp_path], tmp_path / "out", key=key, quiet=True, depth=16))
+    found = survey(ShardSet(tmp_path / "out"), quiet=True)
+    assert found.depths == {"8 bits": 2, "12 bits": 1}
+    assert found.words["format"] == {"png": 1, "jpeg": 1, "tiff": 1}
+    assert found.patients == 1
+    told = describe(tmp_path / "out")
+    assert "near: 3 pairs, all kept, each pair as one patient" in told
+    pack(PackConfig([tmp_path], tmp_path / "dropped", key=key, quiet=True, depth=16, drop_near=True))
+    assert "2 radiographs left out (near.jsonl lists them)" in describe(tmp_path / "dropped")
 
 
 class Page(HTMLParser):

@@ -284,7 +284,7 @@ def views(name, raw):
         yield zlib.decompress(b"".join(chunks(raw)[b"IDAT"]))
     elif name.endswith((".json", ".jsonl")):
         for line in [raw] if name.endswith(".json") else raw.splitlines():
-            yield json.dumps(json.loads(line), ensure_ascii=False).encode()
+            yield json.dumps(json.loads(line[line.index(b"{") :]), ensure_ascii=False).encode()
     elif name.endswith(".html"):
         yield html.unescape(raw.decode()).encode()
         for data in re.findall(rb'base64,([^"]*)"', raw):
@@ -475,17 +475,18 @@ def test_an_error_tells_no_secret(tmp_path, command):
 
 def test_a_killed_pack_leaves_no_secret(tmp_path):
     """The folder that a killed pack leaves for the next is searched like a finished one."""
-    source = zip_of(tmp_path, {f"{KEPT}/{KEPT}-{i}.png": png_of(i) for i in range(60)})
+    members = {f"{KEPT}/{KEPT}-{i}": dicom(i) for i in range(20)}
+    members |= {f"{KEPT}/{KEPT}-{i}.png": saved(pixels(i, (300, 400)), "png", exif=exif()) for i in range(20, 60)}
+    source = zip_of(tmp_path, members)
     arguments = [sys.executable, "-m", "data_shards", "pack", source, "--out", "shards/out", "--key", "key"]
     child = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     left = tmp_path / "shards" / ".out.packing"
-    while child.poll() is None and not any(p.stat().st_size > 1 << 16 for p in left.rglob("*")):
+    while child.poll() is None and not any(p.stat().st_size > 1 << 20 for p in left.rglob("*")):
         time.sleep(0.002)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
-    assert searched(left) >= 1
+    journal = left / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes().rpartition(b"\n")[0] + b"\n")  # without a line that was cut short
+    assert journal.stat().st_size > 1000
+    assert searched(left) >= 2
     assert not (tmp_path / "shards" / "out").exists()
-
-
-def png_of(seed):
-    return saved(pixels(seed, (300, 400)), "png", pnginfo=None, exif=exif())
