@@ -43,7 +43,9 @@ LISTS = ("--shards", "--label", "--query", "--size", "--l2", "--lr", "--fraction
 SILENCE = 300.0
 """Seconds without a sign of life after which a process counts as lost: each gives one a second, whatever it does."""
 ONE_LABEL = ("finetune", "curve")
-"""Commands that learn one label, so that --label takes one name; they may run in several processes, or say why not."""
+"""Commands that learn one label, so that --label takes one name."""
+TOGETHER = (*ONE_LABEL, "embed")
+"""Commands that run in all processes that a launcher started, or say why not."""
 
 
 def knn(config: KnnConfig, weights: Weights) -> dict[str, Any]:
@@ -86,8 +88,10 @@ def curve(config: CurveConfig, weights: Weights) -> dict[str, Any]:
 
 def embed(config: CropsConfig, weights: Weights) -> dict[str, Any]:
     """Write every crop's features (features.npy) and ids (keys.txt)."""
-    metrics = exporting.embed(config, weights)
-    print(f"{metrics['crops']} crops, {metrics['features']} features each")
+    metrics = exporting.embed(config, weights, Accelerator())
+    if _first_process():
+        speed = f"{metrics['crops_per_second']:.0f} crops/s"
+        print(f"{metrics['crops']} crops, {metrics['features']} features each, {speed}")
     return metrics
 
 
@@ -155,8 +159,8 @@ def run(name: str, argv: Sequence[str]) -> None:
     parser.add_class_arguments(settings)
     lists = [option for option in LISTS if not (name in ONE_LABEL and option == "--label")]
     config = settings(**vars(read(parser, argv, lists)))
-    with tuning.processes() if name in ONE_LABEL else contextlib.nullcontext():
-        if not _first_process() and name not in ONE_LABEL:
+    with tuning.processes() if name in TOGETHER else contextlib.nullcontext():
+        if not _first_process() and name not in TOGETHER:
             return  # one process does the other commands' work
         weights = load_weights(config)
         if _first_process():

@@ -1,9 +1,12 @@
 """The options of the five commands; each default with its reason beside it (and in `--help`)."""
 
 import math
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import torch
 
 
 class DownstreamError(ValueError):
@@ -34,6 +37,14 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "draws": (lambda v: v >= 1, "give at least 1"),
     "seed": (lambda v: v >= 0, "give 0 or more"),
 }
+
+
+def readers() -> int:
+    """How many processes read crops where nobody says how many."""
+    if not torch.accelerator.is_available():
+        return 2
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +90,10 @@ class CropsConfig(WeightsConfig):
     batch_size: int = 64
     """Crops that go through the backbone together: enough for any device to be busy; for knn, linear and embed it
     changes memory and speed only."""
-    workers: int = 2
+    workers: int = field(default_factory=readers)
     """Processes that read, resize and, to train, augment crops, for each training process; they change nothing but
-    speed. 0: none."""
+    speed. Left out: beside a GPU all its share of the cores but one, at most 16; on a CPU, which the backbone needs
+    itself, 2. 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True)

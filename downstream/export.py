@@ -2,12 +2,14 @@
 
 import copy
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import timm
 import torch
+from accelerate import Accelerator
 from safetensors.torch import save
 from torch import Tensor
 
@@ -22,14 +24,26 @@ from pretrain.backbones import Backbone, release_of
 from pretrain.checkpoint import replace_atomically
 
 
-def embed(config: CropsConfig, weights: Weights) -> dict[str, Any]:
-    """Write `features.npy`, float32 [N, C], and `keys.txt`, the id of each row, one a line."""
+def embed(config: CropsConfig, weights: Weights, accelerator: Accelerator) -> dict[str, Any]:
+    """Write `features.npy`, float32 [N, C], and `keys.txt`, the id of each row, one a line.
+
+    Called on every process alike; the main one writes.
+    """
     crops = find_crops(config.shards, [])
-    features = embed_crops(crops, weights, config)
-    out = Path(config.out)
-    replace_atomically(out / "features.npy", lambda file: np.save(file, features))
-    replace_atomically(out / "keys.txt", lambda file: file.write("".join(f"{key}\n" for key in crops.keys).encode()))
-    return {"crops": len(crops), "features": features.shape[1], "dtype": str(features.dtype)}
+    began = time.monotonic()
+    features = embed_crops(crops, weights, config, accelerator)
+    speed = len(crops) / (time.monotonic() - began)
+    if accelerator.is_main_process:
+        out, keys = Path(config.out), "".join(f"{key}\n" for key in crops.keys)
+        replace_atomically(out / "features.npy", lambda file: np.save(file, features))
+        replace_atomically(out / "keys.txt", lambda file: file.write(keys.encode()))
+    return {
+        "crops": len(crops),
+        "features": features.shape[1],
+        "dtype": str(features.dtype),
+        "processes": accelerator.num_processes,
+        "crops_per_second": round(speed, 1),
+    }
 
 
 def export(config: WeightsConfig, weights: Weights) -> dict[str, Any]:

@@ -11,6 +11,9 @@ import cv2
 import numpy as np
 import timm
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -30,9 +33,15 @@ CALIBRATION = 1024
 KEPT = "features.npz"
 
 
-def embed_crops(crops: Crops, weights: Weights, config: CropsConfig) -> np.ndarray:
-    """The trained backbone's features of every crop, float32 [N, C]. Raises ShardError for an unreadable crop."""
-    return _embedded(crops, {"trained": weights.model}, weights, config)["trained"]
+def embed_crops(crops: Crops, weights: Weights, config: CropsConfig, accelerator: Accelerator) -> np.ndarray:
+    """The trained backbone's features of every crop, float32 [N, C], the same on every process.
+
+    Called on every process alike, each of which embeds a share. Raises ShardError for an unreadable crop.
+    """
+    share = np.array_split(np.arange(len(crops)), accelerator.num_processes)[accelerator.process_index]
+    shown = accelerator.is_main_process
+    found = _embedded(Resized(crops, share, weights.size), {"trained": weights.model}, weights, config, shown)
+    return np.concatenate(gather_object([found["trained"]]))
 
 
 def feature_sets(crops: Crops, weights: Weights, config: CropsConfig, seed: int) -> dict[str, np.ndarray]:
@@ -46,7 +55,8 @@ def feature_sets(crops: Crops, weights: Weights, config: CropsConfig, seed: int)
         print("the features are those kept in OUT by an earlier command")
         return found
     random = random_backbone(crops, weights, seed)
-    found = _embedded(crops, {"trained": weights.model, "random": random}, weights, config)
+    resized = Resized(crops, np.arange(len(crops)), weights.size, PIXELS)
+    found = _embedded(resized, {"trained": weights.model, "random": random}, weights, config)
     found |= {"pixels": pixel_features(found["pixels"]), "size": size_features(found["size"])}
     arrays: dict[str, Any] = {"identity": np.array(identity), **found}
     replace_atomically(kept, lambda file: np.savez(file, **arrays))
@@ -84,28 +94,49 @@ def _read(path: Path, identity: str) -> dict[str, np.ndarray]:
 
 
 class Shown(NamedTuple):
-    """A crop three times: as the backbone wants it, as 24 x 24 grays, and its height and width in px."""
+    """Crops as the backbone wants them, [B, H, W] as `stacked`, as small grays [B, P], and heights and widths in px."""
 
-    image: np.ndarray
-    pixels: np.ndarray
-    size: tuple[int, int]
+    images: Tensor
+    pixels: Tensor
+    sizes: Tensor
 
 
-class _Resized(Dataset["Shown | ValueError"]):
-    """Number of a crop -> Shown; the error of one that cannot be read comes back, as a worker cannot raise it."""
+class Resized(Dataset["Sample | ValueError"]):
+    """Place in `chosen` -> that crop at `size`, at the size of `pixels` if one is given, and its own size.
 
-    def __init__(self, crops: Crops, size: tuple[int, int]) -> None:
-        self.crops, self.size = crops, size
+    The error of one that cannot be read comes back, as a worker cannot raise it.
+    """
+
+    def __init__(
+        self, crops: Crops, chosen: np.ndarray, size: tuple[int, int], pixels: tuple[int, int] = (0, 0)
+    ) -> None:
+        self.crops, self.chosen, self.size, self.pixels = crops, chosen, size, pixels
 
     def __len__(self) -> int:
-        return len(self.crops)
+        return len(self.chosen)
 
-    def __getitem__(self, i: int) -> "Shown | ValueError":
+    def __getitem__(self, i: int) -> "Sample | ValueError":
         try:
-            image = self.crops.image(i)
-            return Shown(fit(image, self.size), fit(image, PIXELS), image.shape)
+            image = self.crops.image(int(self.chosen[i]))
+            grays = fit(image, self.pixels) if all(self.pixels) else image[:0, :0]
+            return fit(image, self.size), grays, image.shape
         except (ShardError, ViewError) as error:
             return error
+
+
+Sample = tuple[np.ndarray, np.ndarray, tuple[int, ...]]
+
+
+def _stack(samples: "list[Sample | ValueError]") -> Shown | ValueError:
+    """In the worker, so that a batch reaches this process through shared memory, not through a pipe."""
+    readable: list[Sample] = []
+    for sample in samples:
+        if isinstance(sample, ValueError):
+            return sample
+        readable.append(sample)
+    images, grays, sizes = zip(*readable, strict=True)
+    pixels = stacked(grays).reshape(len(grays), -1)
+    return Shown(torch.from_numpy(stacked(images)), torch.from_numpy(pixels), torch.tensor(sizes))
 
 
 def _start_worker(_worker: int) -> None:
@@ -113,32 +144,34 @@ def _start_worker(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _batches(crops: Crops, weights: Weights, config: CropsConfig) -> Iterator[list[Shown]]:
+def batches(resized: Resized, config: CropsConfig) -> Iterator[Shown]:
+    """The chosen crops in order, read and resized by `--workers` processes. Raises ShardError for an unreadable one."""
     loader = DataLoader(
-        _Resized(crops, weights.size),
+        resized,
         batch_size=config.batch_size,
         num_workers=config.workers,
-        collate_fn=list,
+        collate_fn=_stack,
         worker_init_fn=_start_worker,
     )
     for batch in loader:
-        for shown in batch:
-            if isinstance(shown, ValueError):
-                raise shown
+        if isinstance(batch, ValueError):
+            raise batch
         yield batch
 
 
 def _embedded(
-    crops: Crops, models: dict[str, Backbone], weights: Weights, config: CropsConfig
+    resized: Resized, models: dict[str, Backbone], weights: Weights, config: CropsConfig, shown: bool = True
 ) -> dict[str, np.ndarray]:
-    """Features by model, all given the images that `weights` wants; `pixels` uint8 [N, 576] and `size` [N, 2] in px."""
+    """Features by model, all given the images that `weights` wants; `pixels` [N, P] and `size` [N, 2] in px."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in (*models, "pixels", "size")}
-    with tqdm(total=len(crops), unit="crop", desc="embedding", dynamic_ncols=True, disable=None) as bar:
-        for batch in _batches(crops, weights, config):
-            found["pixels"].append(stacked([shown.pixels for shown in batch]).reshape(len(batch), -1))
-            found["size"].append(np.array([shown.size for shown in batch]))
-            images = stacked([shown.image for shown in batch])
+    found |= {name: [np.empty((0, model.num_features), np.float32)] for name, model in models.items()}
+    bar = tqdm(total=len(resized), unit="crop", desc="embedding", dynamic_ncols=True, disable=None if shown else True)
+    with bar:
+        for batch in batches(resized, config):
+            found["pixels"].append(batch.pixels.numpy())
+            found["size"].append(batch.sizes.numpy())
             for name, model in models.items():
+                images = batch.images.numpy()
                 found[name].append(embed(model, images, weights.mean, weights.std, len(images)))
-            bar.update(len(batch))
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+            bar.update(len(batch.images))
+    return {name: np.concatenate(parts) for name, parts in found.items() if parts}

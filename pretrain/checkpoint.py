@@ -6,6 +6,9 @@ All are written beside their place, synced, and moved over it, so that a reader 
 import errno
 import io
 import os
+import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -86,9 +89,18 @@ def read_weights(path: Path) -> Any:
             return load_safetensors(content)
         if damaged := _damaged_member(content):
             raise CheckpointError(f"{path} is damaged (checksum of {damaged} is wrong); use another copy")
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
+    except pickle.UnpicklingError as error:  # whose own text says how to run the file's code
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"asks for {asked[1]}" if asked else "holds something else"
+        raise CheckpointError(
+            f"{path} cannot be read as weights: its pickle {what}, not tensors alone, and could run code, so it was "
+            "not opened; save state dicts alone, or as safetensors"
+        ) from error
     except Exception as error:  # a pickle that is none makes torch raise whatever its bytes happen to mean
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(

@@ -1,6 +1,7 @@
 """The weights in use: k-NN, linear probe, embeddings, export; on small real shards and checkpoints."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from scipy.spatial.distance import cdist
 from augment import fit
 from data_shards.shard_set import ShardSet
 from downstream import export, probe
+from downstream.config import CropsConfig
 from pretrain import build_backbone
 from pretrain.backbones import RELEASED
 from pretrain.evaluate import knn_over_folds, unit
@@ -261,3 +263,13 @@ def test_a_process_ends_with_one_line_and_exit_2(checkpoint, tmp_path):
     ended = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 2
     assert (len(ended.stderr.splitlines()), ended.stderr[:6]) == (1, "error:")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "ranks", "expected"), [(False, "1", 2), (True, "1", 15), (True, "4", 3), (True, "64", 1)]
+)
+def test_workers_take_the_cores_that_the_backbone_does_not_need(gpu, ranks, expected, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    assert CropsConfig(checkpoint="", out="", shards=["x"]).workers == expected

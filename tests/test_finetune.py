@@ -507,8 +507,15 @@ def test_the_command_in_two_processes(shards, checkpoint, tmp_path):
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert found["processes"] == 2
     assert found["scores"]["balanced_accuracy"]["value"] > 0.9
-    said = launched("-m", "downstream", "embed", *options[:2], *options[-4:])
+    embedded = ("embed", "--shards", shards, "--checkpoint", checkpoint, "--out")
+    said = launched("-m", "downstream", *embedded, tmp_path / "two")
     assert said.count("metrics.json") == 1
+    alone = run("embed", checkpoint, tmp_path / "one", "--shards", shards)
+    assert alone["processes"] == 1
+    assert json.loads((tmp_path / "two" / "metrics.json").read_text())["processes"] == 2
+    one, two = (np.load(tmp_path / name / "features.npy") for name in ("one", "two"))
+    assert two == pytest.approx(one, abs=1e-4)
+    assert (tmp_path / "two" / "keys.txt").read_text() == (tmp_path / "one" / "keys.txt").read_text()
 
 
 # Metrics
