@@ -18,6 +18,7 @@ BARS = 12
 LISTED = 64
 """Most values of a label that are listed: free text has thousands."""
 _BAR = 30
+_WHOLE = ("none", "folders", "csv of whole images")  # kinds of boxes that are none
 _ONE_AND_MANY = {"files": ("file", "files"), "radiographs": ("radiograph", "radiographs"), "boxes": ("box", "boxes")}
 _LEVELS = " ▁▂▃▄▅▆▇█"
 
@@ -56,6 +57,8 @@ def headline(found: Survey) -> list[str]:
     if held.get("samples"):
         patients = counted(held["patients"], "patient")
         lines.append(f"held out beside them: {counted(held['samples'], 'crop')} of {patients}, in holdout/")
+    if found.manifest.get("settings", {}).get("boxes") in _WHOLE:
+        lines.append("whole images are the crops: look at their borders, as text burnt into them is in the shards")
     if not found.manifest:
         lines.append("no manifest: these shards come from elsewhere, so there are no ledgers")
     return lines

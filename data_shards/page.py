@@ -5,7 +5,6 @@ import html
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -45,7 +44,6 @@ figure {{ margin: 0; text-align: center; font-size: .8rem; color: #555 }}
 .plots figure {{ flex: 1 1 20rem; text-align: left }}
 @media (min-width: 50rem) {{ .plots figure {{ flex: 0 0 calc(50% - .3rem) }} }}
 svg {{ width: 100%; height: auto; display: block }}
-.warning {{ border-left: 4px solid #c80; padding-left: .6rem }}
 h2 {{ margin-top: 2rem }}
 """
 
@@ -197,11 +195,8 @@ def _facts(found: Survey) -> str:
 
 
 def _settings(found: Survey) -> str:
-    rows: list[tuple[str, Any]] = list(found.manifest.get("settings", {}).items())
-    warned = ""
-    if any("whole" in str(value) for _, value in rows):
-        warned = '<p class="warning">Whole images are crops here: text burnt into their borders shows.</p>'
-    return warned + _table(["", ""], [(name, str(value)) for name, value in rows], words=1) if rows else ""
+    rows = [(name, str(value)) for name, value in found.manifest.get("settings", {}).items()]
+    return _table(["", ""], rows, words=1) if rows else ""
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], words: int = -1) -> str:

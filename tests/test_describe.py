@@ -99,6 +99,7 @@ def test_each_source_has_its_share(tmp_path):
         for place, count in counts.items()
     ]
     assert manifest["sources"] == sorted(expected, key=lambda share: share["id"])
+    assert "whole images are the crops" in describe(tmp_path / "out")
     assert f"{key.id('source', 'north')}        4            3        3    75.0%" in describe(tmp_path / "out")
 
 

@@ -45,3 +45,22 @@ def test_every_command_of_a_page_says_what_the_page_shows(page, tmp_path):
         done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, check=False)
         told = done.stdout.decode().rstrip().splitlines()
         assert same(shown, told), "\n".join([f"$ {command}", *told, done.stderr.decode()[-2000:]])
+
+
+def anchors(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    heads = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def test_links_between_the_pages_lead_somewhere():
+    pages = [path for path in ROOT.rglob("*.md") if ".git" not in path.parts]
+    links = [
+        (page, link) for page in pages for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    ]
+    inside = [(page, *link.partition("#")[::2]) for page, link in links if "://" not in link]
+    assert len(inside) > 20
+    for page, path, anchor in inside:
+        target = page.parent / path if path else page
+        assert target.exists(), f"{page.relative_to(ROOT)} links to {path}"
+        assert not anchor or anchor in anchors(target), f"{page.relative_to(ROOT)} links to {path}#{anchor}"
