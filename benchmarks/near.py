@@ -179,7 +179,7 @@ def figures(distances: np.ndarray) -> str:
 
 
 def share_within(distances: np.ndarray, degree: int) -> float:
-    """Strangers' share within WITHIN, by a polynomial through the logarithm of their distances' tail of 1 in 100."""
+    """The share of strangers within WITHIN by a polynomial through the logarithm of their tail, from 1 in 100 on."""
     low, high = distances[max(3, len(distances) // 30000)], distances[len(distances) // 100]
     x = np.arange(low, high + 1)
     tail = np.polyfit(x, [np.log10(np.mean(distances <= k)) for k in x], degree)
