@@ -47,7 +47,7 @@ _LABELS_HELP = "columns of the table to keep beside the known ones (others are l
 def verify_command(argv: Sequence[str]) -> None:
     """Check a shard folder against its manifest, and every sample in it."""
     parser = new_parser(f"{PROG} verify", verify_command.__doc__ or "")
-    parser.add_argument("dir", type=str, help="shard folder")
+    parser.add_argument("dir", type=str, help="shard folder, or tars that others wrote")
     folder = Path(read(parser, argv).dir)
     problems = verifying.verify(folder)
     for problem in problems:
@@ -63,7 +63,7 @@ def verify_command(argv: Sequence[str]) -> None:
 def describe_command(argv: Sequence[str]) -> None:
     """Say what a shard folder holds, as text and as a page with pictures."""
     parser = new_parser(f"{PROG} describe", describe_command.__doc__ or "")
-    parser.add_argument("dir", type=str, help="shard folder, or a folder of foreign tars")
+    parser.add_argument("dir", type=str, help="shard folder, or tars that others wrote")
     parser.add_argument("--html", type=str | None, default=None, help=_HTML_HELP)
     given = read(parser, argv)
     samples = ShardSet(Path(given.dir))
