@@ -39,6 +39,9 @@ def linear(config: LinearConfig, weights: Weights) -> dict[str, Any]:
 
 def _probe(config: ProbeConfig, weights: Weights, classify: Classify, cosine: bool) -> dict[str, Any]:
     crops = find_crops(config.shards, config.label, config.query)
+    for label in config.label:
+        if len(found := set(crops.labels[label]) - {""}) < 2:
+            raise DownstreamError(f"every crop that has {label} has '{found.pop()}': there is nothing to tell apart")
     features = feature_sets(crops, weights, config, config.seed)
     if cosine:  # but of a size, length is half of what there is to know
         features = {name: values if name == "size" else unit(values) for name, values in features.items()}

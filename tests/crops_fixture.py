@@ -33,7 +33,8 @@ def draw(rng, striped):
 def packed(folder, out):
     """Shards of 20 patients with 6 crops each, a third of the patients held out.
 
-    `finding` is planted (stripes or not), `category` is a coin's, `grade` is carried by half of the crops.
+    `finding` is planted (stripes or not), `category` is a coin's, `severity` and `grade` are
+    carried by half of the crops; all grades are one.
     """
     (folder / "images").mkdir()
     rng = np.random.default_rng(0)
@@ -44,7 +45,14 @@ def packed(folder, out):
             cv2.imwrite(str(folder / "images" / name), draw(rng, i % 3 == 0))
             row = {"image": name, "x0": 0, "y0": 0, "x1": 48, "y1": 64}
             row |= {"finding": "stripes" if i % 3 == 0 else "blotches"}
-            rows.append(row | {"category": rng.choice(["heads", "tails"]), "grade": "one" if i < 3 else ""})
+            rows.append(
+                row
+                | {
+                    "category": rng.choice(["heads", "tails"]),
+                    "grade": "one" if i < 3 else "",
+                    "severity": "ab"[i % 2] if i < 3 else "",
+                }
+            )
     with (folder / "boxes.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, list(rows[0]))
         table.writeheader()

@@ -67,9 +67,9 @@ def test_knn_is_what_an_independent_computation_gives(shards, checkpoint, tmp_pa
 
 
 def test_crops_without_the_label_are_left_out(shards, checkpoint, tmp_path):
-    metrics = run("knn", checkpoint, tmp_path / "o", "--shards", shards, "--label", "grade", "finding")
-    carriers = sum("grade" in ShardSet(shards).meta(i) for i in range(len(ShardSet(shards))))
-    assert (metrics["labels"]["grade"]["crops"], carriers) == (carriers, len(ShardSet(shards)) // 2)
+    metrics = run("knn", checkpoint, tmp_path / "o", "--shards", shards, "--label", "severity", "finding")
+    carriers = sum("severity" in ShardSet(shards).meta(i) for i in range(len(ShardSet(shards))))
+    assert (metrics["labels"]["severity"]["crops"], carriers) == (carriers, len(ShardSet(shards)) // 2)
     assert metrics["labels"]["finding"]["crops"] == len(ShardSet(shards))
 
 
@@ -248,6 +248,8 @@ def test_mistakes_are_one_line(checkpoint, shards, tmp_path, capsys):
     assert "'label'" in said("embed", *on, "--label", "finding")
     assert "label" in said("finetune", *on)
     assert "nothing to learn" in said("finetune", *on, "--label", "grade")
+    for command in ("knn", "linear"):
+        assert "nothing to tell apart" in said(command, *on, "--label", "finding", "grade")
     assert "knn" in mistake(capsys, "probe")
     broken = written(tmp_path / "broken.pth")
     broken.with_suffix(".json").write_text('{"backbone": "resnet18"}')
