@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +20,14 @@ from scipy.spatial.distance import cdist
 
 from augment import fit
 from data_shards.shard_set import ShardSet
+from downstream import __main__ as main_module
 from downstream import export, probe
 from downstream.config import CropsConfig
 from pretrain import build_backbone
 from pretrain.backbones import RELEASED
 from pretrain.evaluate import knn_over_folds, unit
+
+ROOT = Path(__file__).parent.parent
 
 # k-NN and the linear probe
 
@@ -275,3 +281,30 @@ def test_workers_take_the_cores_that_the_backbone_does_not_need(gpu, ranks, expe
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16), raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
     assert CropsConfig(checkpoint="", out="", shards=["x"]).workers == expected
+
+
+def documented():
+    """The arguments of every `downstream` command that the README and the page for research show."""
+    for page in ("README.md", "docs/research.md"):
+        text = (ROOT / page).read_text().replace("\\\n", " ").replace("$W", "--checkpoint w.pth")
+        for line in re.findall(r"^ {4}.*-m downstream (.*)$", text, re.MULTILINE):
+            yield shlex.split(line, comments=True)
+
+
+@pytest.mark.parametrize("line", list(documented()), ids=lambda line: " ".join(line[:3]))
+def test_documented_commands_are_understood(line, monkeypatch):
+    command, *arguments = line
+    if command == "zoo":
+        assert arguments[0] in ("list", "verify")
+        return
+
+    class Understood(Exception):
+        pass
+
+    def load_weights(config):
+        assert isinstance(config, main_module.COMMANDS[command][0])
+        raise Understood
+
+    monkeypatch.setattr(main_module, "load_weights", load_weights)
+    with pytest.raises(Understood):
+        main_module.run(command, arguments)

@@ -482,6 +482,7 @@ def launched(*arguments):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(shards, checkpoint, tmp_path):
     vit = written(tmp_path / "vit.pth", "test_vit", (160, 160))  # without BatchNorm, which sees half a batch
     launched("tests/two_finetune.py", tmp_path, shards, vit, checkpoint)
