@@ -1,0 +1,163 @@
+"""The commands of `python -m launch`: doctor, slurm."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from launch import checks
+from launch.cli import fail, new_parser, one_line, read, run
+from launch.slurm import SlurmConfig, script
+from pretrain.__main__ import MISTAKES, read_command_line
+from pretrain.config import Config, ConfigError
+from pretrain.started import mistake_at_start
+from pretrain.trial import Trial, trial
+from pretrain.watchdog import PEER_LOST, Watchdog
+
+PROG = "python -m launch"
+PATIENCE = 120.0  # seconds without progress that the doctor waits: its steps are few, and somebody watches
+
+
+def slurm_command(argv: Sequence[str]) -> None:
+    """Write an sbatch script for a run, or submit it; all other options are the run's own."""
+    parser = new_parser(f"{PROG} slurm", slurm_command.__doc__ or "")
+    parser.add_class_arguments(SlurmConfig)
+    parser.add_argument("--script", type=str, default="pretrain.sbatch", help="file to write")
+    parser.add_argument("--submit", type=bool, default=False, help="true: hand it to sbatch")
+    own = {f"--{name}" for name in (*SlurmConfig.__dataclass_fields__, "script", "submit", "help")} | {"-h"}
+    mine, runs = _split([("--submit=true" if a == "--submit" else a) for a in argv], own)
+    given = vars(read(parser, mine, lists=("--seeds",)))
+    path, submit = Path(given.pop("script")), given.pop("submit")
+    config, resume = read_command_line(runs)  # a mistake is told now, not when the job starts
+    if resume != "auto":
+        fail("--resume is given: a job that is requeued must continue its run, so leave it out")
+    out = str(Path(config.out).absolute())
+    try:
+        text = script(SlurmConfig(**given), _without(runs, "--out"), out, str(Path(__file__).parent.parent))
+    except ValueError as error:
+        fail(error)
+    path.write_text(text)
+    Path(f"{out}.slurm").mkdir(parents=True, exist_ok=True)  # Slurm makes no folder for its logs
+    print(f"wrote {path}; logs will be in {out}.slurm")
+    if not submit:
+        print(f"submit it with: sbatch {path}")
+        return
+    if not shutil.which("sbatch"):
+        fail(f"there is no sbatch here: submit {path} where Slurm is")
+    done = subprocess.run(["sbatch", str(path)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        fail(f"sbatch refused {path}: {done.stderr.strip()}")
+    print(done.stdout.strip())
+
+
+def _split(argv: Sequence[str], own: set[str]) -> tuple[list[str], list[str]]:
+    """The options named in `own`, with their values, and all others."""
+    parts: tuple[list[str], list[str]] = ([], [])
+    part = parts[1]
+    for argument in argv:
+        if argument.startswith("-"):
+            part = parts[0] if argument.partition("=")[0] in own else parts[1]
+        part.append(argument)
+    return parts
+
+
+def _without(argv: Sequence[str], option: str) -> list[str]:
+    """`argv` without an option and its value."""
+    kept, skip = [], False
+    for argument in argv:
+        skip_this, skip = skip, argument == option
+        if not (skip_this or skip or argument.startswith(f"{option}=")):
+            kept.append(argument)
+    return kept
+
+
+def doctor_command(argv: Sequence[str]) -> None:
+    """Try, under a run's launcher and with its options, all that it needs; exit 1 if something is amiss."""
+    if argv and argv[0] in ("-h", "--help"):
+        print(f"usage: accelerate launch -m launch doctor [options of pretrain.py]\n\n{doctor_command.__doc__}")
+        return
+    config, _ = read_command_line(argv)
+    with Watchdog(min(config.timeout, PATIENCE)) as watchdog:
+        on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available()
+        try:
+            state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))  # the watchdog ends what hangs
+            if mistake := mistake_at_start(os.environ, state.num_processes):
+                raise ConfigError(mistake)
+            rows = examined(config, state, watchdog)
+        except (*MISTAKES, OSError) as error:
+            watchdog.end(2, f"error: {one_line(error)}")
+        except RuntimeError as error:
+            if PEER_LOST.search(str(error)):
+                watchdog.lost()
+            raise
+        if state.is_main_process:
+            print(checks.table(rows), flush=True)
+    state.destroy_process_group()
+    sys.exit(any(row.advice for row in rows))
+
+
+def examined(config: Config, state: PartialState, watchdog: Watchdog) -> list[checks.Row]:
+    """Every check on all processes; the rows as the main process sees them, the same on all."""
+    beside = Path(config.out).absolute().parent
+    scratch = None
+    if state.is_main_process:
+        beside.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.mkdtemp(prefix=".doctor-", dir=beside)
+    folder = Path(checks.gathered(scratch)[0])
+    try:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        rows = [
+            checks.devices_row(state.device, local),
+            checks.versions_row(checks.gathered(checks.versions())),
+            checks.storage_row(folder, state.process_index),
+        ]
+        if rows[-1].advice:  # nothing that follows could be trusted, nor run
+            return rows
+        found = trial(config, state, watchdog, folder)
+        trials: list[Trial] = checks.gathered(found)
+        main = trials[0]
+        slowest = max(t.step_seconds for t in trials)
+        seconds = checks.all_reduce_seconds(main.parameters, state.device)
+        peak = max(t.peak_bytes for t in trials)
+        hours = main.seconds(config) / 3600
+        told = (
+            f"{main.rate:.1f} crops/s, {main.steps} steps in {hours:.2f} h, peak memory {peak / 1e9:.2f} GB a process"
+        )
+        return [
+            *rows,
+            checks.network_row(seconds, main.parameters, slowest),
+            checks.disk_row(beside, main.disk_bytes(config)),
+            checks.data_row(main.crops, min(t.reader_rate for t in trials), main.rate, max(t.waited for t in trials)),
+            checks.Row("ten steps", told),
+        ]
+    finally:
+        checks.gathered(None)  # nobody reads there any more
+        if state.is_main_process:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"doctor": doctor_command, "slurm": slurm_command}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run one command; a user's mistake is one line and exit 2."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"usage: {PROG} COMMAND ...\n")
+        for name, command in COMMANDS.items():
+            print(f"  {name:<8} {command.__doc__}")
+        print(f"\n`{PROG} COMMAND --help` explains every option.")
+        return
+    if argv[0] not in COMMANDS:
+        fail(f"there is no command '{argv[0]}': use one of {', '.join(COMMANDS)}")
+    run(lambda: COMMANDS[argv[0]](argv[1:]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,131 @@
+"""The first steps of a run, made in earnest and kept by nobody: what the whole run will cost."""
+
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+from accelerate import Accelerator, PartialState
+
+from data_shards.stream import ShardSet, Stream
+from pretrain.batches import view_batches
+from pretrain.batchnorm import calibration_crops, exported
+from pretrain.checkpoint import save_resume
+from pretrain.combined import save_combined
+from pretrain.config import Config
+from pretrain.precision import resolve_precision, resolve_threads
+from pretrain.shards import open_sets, phantom_shards, shard_cache
+from pretrain.trainer import Trainer
+from pretrain.watchdog import Watchdog
+
+STEPS = 10
+WARM_UP = 3  # the first steps open files and connections, choose kernels and fill caches
+
+
+class Trial(NamedTuple):
+    """What ten steps showed, on this process."""
+
+    crops: int
+    """In the training sets."""
+    parameters: int
+    """Numbers that are summed over the processes at each step."""
+    reader_rate: float
+    """Crops a second, of all processes, that the data workers give with nothing else to do."""
+    rate: float
+    """Crops a second that the run trains on, all processes together."""
+    waited: float
+    """Share of the steps spent waiting for data."""
+    step_seconds: float
+    steps: int
+    """Of the whole run."""
+    save_seconds: float
+    """Of one checkpoint with the weights' statistics; 0 on all but the main process."""
+    peak_bytes: int
+    """Of GPU memory; on a CPU of this process and its data workers."""
+    checkpoint_bytes: int
+    weights_bytes: int
+
+    def seconds(self, config: Config) -> float:
+        """Of the whole run, without its scores at the end."""
+        saves = -(-self.steps // config.checkpoint_every)
+        return self.steps * self.step_seconds + saves * self.save_seconds
+
+    def disk_bytes(self, config: Config) -> int:
+        """What the run folder holds at its fullest."""
+        saves, stones = self.steps // config.checkpoint_every, self.steps // config.milestone_every
+        return (min(config.keep, saves) + stones + 1) * self.checkpoint_bytes + 2 * self.weights_bytes
+
+
+def trial(config: Config, state: PartialState, watchdog: Watchdog, folder: Path) -> Trial:
+    """Run the first steps of `config` on all processes; files go to `folder`, which is to be deleted.
+
+    A recipe without shards is tried on a small phantom. Raises what a run would for a user's mistakes.
+    """
+    config.check(state.num_processes)
+    precision = resolve_precision(config.precision, state.device)
+    torch.set_num_threads(resolve_threads(config.threads, state.num_processes if state.device.type == "cpu" else 1))
+    sets, weights = open_sets(config, shard_cache(config.data))
+    if not sets:
+        with state.main_process_first():
+            sets = [ShardSet(phantom_shards(_small(config), folder, lambda _: None))]
+    stream = Stream(sets, weights, config.seed, config.data.shard_group)
+    reader_rate = _reader_rate(config, stream, state)
+    on_cpu = state.device.type == "cpu"
+    trainer = Trainer(config, Accelerator(cpu=on_cpu, mixed_precision=precision.mixed), stream)
+    if state.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(state.device)
+    ends, waits, peak = [time.perf_counter()], [0.0], 0
+
+    def log(line: dict[str, Any]) -> None:
+        nonlocal peak
+        ends.append(time.perf_counter())
+        waits.append(line["data_wait"] * config.data.batch_size / line["images_per_s"])
+        peak = max(peak, _memory(state.device))
+
+    steps = min(STEPS, trainer.total)
+    with watchdog.training(trainer):
+        trainer.run(log, lambda: None, lambda: trainer.step >= steps)
+    warm = min(WARM_UP, steps - 1)
+    durations = [after - before for before, after in zip(ends[warm:-1], ends[warm + 1 :], strict=True)]
+    step_seconds = statistics.mean(durations)
+    resume, weights_file = folder / "resume.pth", folder / "weights.pth"
+    began = time.perf_counter()
+    if state.is_main_process:
+        network = exported(trainer.teacher, calibration_crops(stream, config.views.global_size), config)
+        save_combined(weights_file, network.backbone, network.proj_head)
+        save_resume(resume, trainer.state_dict())
+    return Trial(
+        crops=len(stream),
+        parameters=sum(p.numel() for p in trainer.student.parameters() if p.requires_grad),
+        reader_rate=reader_rate,
+        rate=config.data.batch_size / step_seconds,
+        waited=sum(waits[warm + 1 :]) / sum(durations),
+        step_seconds=step_seconds,
+        steps=trainer.total,
+        save_seconds=time.perf_counter() - began if state.is_main_process else 0.0,
+        peak_bytes=max(peak, _memory(state.device)),
+        checkpoint_bytes=resume.stat().st_size if state.is_main_process else 0,
+        weights_bytes=weights_file.stat().st_size if state.is_main_process else 0,
+    )
+
+
+def _small(config: Config) -> Config:
+    return replace(config, data=replace(config.data, phantom_patients=min(24, config.data.phantom_patients)))
+
+
+def _reader_rate(config: Config, stream: Stream, state: PartialState) -> float:
+    batches = view_batches(config, stream, 0, STEPS, state.process_index, state.num_processes)
+    next(batches)  # the workers start
+    began = time.perf_counter()
+    read = sum(1 for _ in batches)
+    return read * config.data.batch_size / (time.perf_counter() - began)
+
+
+def _memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    process = psutil.Process()
+    return process.memory_info().rss + sum(child.memory_full_info().uss for child in process.children())

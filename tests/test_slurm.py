@@ -1,0 +1,102 @@
+"""The sbatch script: what it says, and a real Slurm that stops, requeues and finishes a run on its own."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from processes import LAUNCHED_1, ROOT, logged, smoke
+from slurm_here import slurm
+
+from launch.__main__ import main
+from launch.slurm import SlurmConfig, script
+
+
+def written(tmp_path: Path, *arguments: object) -> str:
+    path = tmp_path / "job.sbatch"
+    main(["slurm", "--script", str(path), *map(str, arguments)])
+    subprocess.run(["bash", "-n", path], check=True)
+    return path.read_text()
+
+
+def test_the_script_asks_for_one_task_a_node_and_carries_the_runs_own_options(tmp_path, capsys):
+    options = ["--nodes", 4, "--processes", 8, "--partition", "gpu", "--seeds", 0, 3, "--recipe", "smoke"]
+    text = written(tmp_path, *options, "--data.shards", "a b", "c", "--out", tmp_path / "runs" / "v")
+    asked = dict(re.findall(r"^#SBATCH --([\w-]+)=?(\S*)", text, re.M))
+    assert asked["nodes"] == "4"
+    assert asked["ntasks-per-node"] == "1"
+    assert asked["gpus-per-node"] == "8"
+    assert asked["partition"] == "gpu"
+    assert asked["array"] == "0-1"
+    assert asked["signal"] == "B:USR1@300"
+    assert "requeue" in asked
+    assert "--num_machines 4 --num_processes 32" in text
+    assert "seeds=(0 3)" in text
+    assert "--recipe smoke --data.shards 'a b' c --out" in text
+    assert (tmp_path / "runs" / "v.slurm").is_dir()
+    assert "submit it with: sbatch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--time", "soon"], "--time is 'soon'; write it as Slurm does"),
+        (["--nodes", "0"], "--nodes is 0; give 1 or more"),
+        (["--resume", "never"], "must continue its run"),
+        (["--recipe", "none"], "there is no recipe 'none'"),
+    ],
+)
+def test_a_mistake_is_told_before_the_job_waits_for_hours(arguments, said, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["slurm", "--script", str(tmp_path / "job"), "--out", str(tmp_path / "r"), *arguments])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "job").exists()
+
+
+def test_values_that_would_change_the_script_are_refused():
+    for wrong in ({"name": "a\nrm"}, {"partition": "x;y"}):
+        with pytest.raises(ValueError, match="letters, digits"):
+            script(SlurmConfig(**wrong), [], "/runs/r", "/code")
+    with pytest.raises(ValueError, match="no blanks"):
+        script(SlurmConfig(), [], "/runs/my run", "/code")
+
+
+@pytest.mark.slow
+def test_a_job_that_meets_its_time_limit_is_requeued_and_finishes_as_if_undisturbed(shards, tmp_path):
+    """On Debian's slurmctld, slurmd and munge (`apt-get install slurmctld slurmd slurm-client munge`)."""
+    steps = 60
+    run = ["--recipe", "smoke", "--data.shards", shards, "--steps", steps]
+    out = tmp_path / "r"
+    setup = f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={ROOT} OMP_NUM_THREADS=1"
+    job = ["--gpus", "false", "--cpus", 1, "--time", 3, "--grace", 60, "--setup", setup]
+    written(tmp_path, *job, *run, "--out", out)
+    with slurm() as cluster:
+        code, said = cluster.run(["sbatch", str(tmp_path / "job.sbatch")])
+        assert code == 0, said
+        log = next(iter_until(lambda: list((tmp_path / "r.slurm").glob("*.log")), 60))
+        list(iter_until(lambda: out.joinpath("metrics.jsonl").exists(), 100))
+        # The signal that Slurm sends before the limit, without the minutes until then.
+        assert cluster.run(["scontrol", "update", "JobId=1", "TimeLimit=1"])[0] == 0
+        state = out / "state.json"
+        list(iter_until(lambda: '"stopped"' in state.read_text(), 60))
+        list(iter_until(lambda: "PENDING" in cluster.run(["squeue", "-h", "-o", "%T"])[1], 30))
+        assert cluster.run(["scontrol", "update", "JobId=1", "TimeLimit=30"])[0] == 0  # what it was, so to say
+        list(iter_until(lambda: state.exists() and '"finished"' in state.read_text(), 240))
+    said = log.read_text()
+    assert "try 1, on node0" in said
+    assert "try 2, on node0" in said
+    assert "stopped after step" in said
+    smoke(tmp_path / "whole" / "r", shards, "--steps", steps, command=LAUNCHED_1)
+    assert logged(out) == logged(tmp_path / "whole" / "r")
+
+
+def iter_until(found, seconds: float):
+    """Wait until `found()` is true, and give what it found."""
+    end = time.monotonic() + seconds
+    while not (result := found()):
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.2)
+    yield from result if isinstance(result, list) else [result]
