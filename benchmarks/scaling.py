@@ -2,8 +2,8 @@
 
     python benchmarks/scaling.py --parameters 21.6e6 --rate 1000 --batch-per-gpu 64 --link 25
 
-Formulas (docs/scaling.md explains them): a ring all-reduce of G bytes over N processes sends 2 (N - 1) / N G through each
-link; it can hide behind the backward pass; what does not hide, and the small gathers, add to the step.
+Formulas (docs/scaling.md explains them): a ring all-reduce of G bytes over N processes sends 2 (N - 1) / N G through
+each link; it can hide behind the backward pass; what does not hide, and the small gathers, add to the step.
 """
 
 import argparse

@@ -126,10 +126,8 @@ def examined(config: Config, state: PartialState, watchdog: Watchdog) -> list[ch
         slowest = max(t.step_seconds for t in trials)
         seconds = checks.all_reduce_seconds(main.parameters, state.device)
         peak = max(t.peak_bytes for t in trials)
-        hours = main.seconds(config) / 3600
-        told = (
-            f"{main.rate:.1f} crops/s, {main.steps} steps in {hours:.2f} h, peak memory {peak / 1e9:.2f} GB a process"
-        )
+        lasts = timedelta(seconds=round(main.seconds(config)))
+        told = f"{main.rate:.1f} crops/s, {main.steps} steps in {lasts}, peak memory {peak / 1e9:.2f} GB a process"
         return [
             *rows,
             checks.network_row(seconds, main.parameters, slowest),

@@ -14,8 +14,8 @@ from pretrain.__main__ import read_command_line
 from pretrain.batches import view_batches
 from pretrain.trainer import Trainer, rates_at, step_seed
 
-centering, shards, out = sys.argv[1:]
-config, _ = read_command_line(["--recipe", "smoke", "--data.shards", shards, "--method.centering", centering])
+shards, out = sys.argv[1:]
+config, _ = read_command_line(["--recipe", "smoke", "--data.shards", shards])
 config = replace(config, precision="fp32", data=replace(config.data, workers=0))
 torch.set_num_threads(1)
 accelerator = Accelerator(cpu=True)

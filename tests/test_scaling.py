@@ -6,7 +6,7 @@ import sys
 from processes import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
-from scaling import Inputs, row  # noqa: E402
+from scaling import Inputs, row
 
 
 def test_the_table_is_what_the_formulas_give():
