@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from data_shards.boxes import BoxPlan
 from data_shards.config import PackConfig, check, conversion, recorded, within
 from data_shards.convert import Converted, Job, convert
@@ -28,6 +26,7 @@ from data_shards.manifest import MANIFEST, read_manifest
 from data_shards.member import Member
 from data_shards.parallel import spread
 from data_shards.planning import plan_boxes
+from data_shards.progress import progress
 from data_shards.settle import settle, write_parts
 from data_shards.shares import source_id, source_shares
 from data_shards.sources import Source, open_sources
@@ -89,7 +88,7 @@ def pack(config: PackConfig) -> dict[str, Any]:
 
 
 def _inventory(sources: list[Source], key: Key, ledgers: Ledgers, config: PackConfig) -> Inventory:
-    with tqdm(desc="listing", unit=" files", disable=config.quiet) as bar:
+    with progress(desc="listing", unit=" files", disable=config.quiet) as bar:
 
         def watched(members: Iterable[Member]) -> Iterator[Member]:
             for member in members:
@@ -134,7 +133,7 @@ def _convert_all(
             yield job
 
     work = partial(convert, key=key, settings=settings)
-    with tqdm(total=len(wanted), desc="packing", unit=" images", disable=config.quiet) as bar:
+    with progress(total=len(wanted), desc="packing", unit=" images", disable=config.quiet) as bar:
         for converted in spread(work, missing(), config.workers, config.dask):
             journal.add(converted)
             bar.update()

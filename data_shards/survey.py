@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from data_shards.books import read_lines
 from data_shards.labels import KNOWN_COLUMNS, RESERVED
 from data_shards.manifest import NEAR, REJECTED
+from data_shards.progress import progress
 from data_shards.shard_set import ShardSet
 
 MEASURED = 2000
@@ -88,7 +88,7 @@ def survey(samples: ShardSet, quiet: bool = False) -> Survey:
     sizes = np.zeros((len(samples), 2))
     patients: Counter[str] = Counter()
     radiographs = set()
-    for i in tqdm(range(len(samples)), desc="reading", unit=" samples", disable=quiet):
+    for i in progress(range(len(samples)), desc="reading", unit=" samples", disable=quiet):
         meta = samples.meta(i)
         sizes[i] = meta.get("width", 0), meta.get("height", 0)
         patients[str(meta.get("patient", ""))] += 1
@@ -127,7 +127,7 @@ def _sort_fields(found: Survey, fields: Mapping[str, Counter[str]]) -> None:
 def _measure(found: Survey, samples: ShardSet, sizes: np.ndarray, quiet: bool) -> None:
     chosen = spread_over(len(samples), MEASURED)
     shapes = []
-    for i in tqdm(chosen, desc="measuring", unit=" crops", disable=quiet):
+    for i in progress(chosen, desc="measuring", unit=" crops", disable=quiet):
         pixels = samples.image(i)
         deep = pixels.dtype == np.uint16
         found.intensities += np.bincount((pixels >> 8 if deep else pixels).ravel(), minlength=256)

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from data_shards.books import check_books, check_files
 from data_shards.errors import ShardError
 from data_shards.index import BLOCK, index_shards, name_in_header, split_name
 from data_shards.manifest import INDEX, MANIFEST, REJECTED, sha256_of
+from data_shards.progress import progress
 from data_shards.sample import fields_of, gray_of
 from data_shards.shard_set import ShardSet
 
@@ -82,7 +82,7 @@ def _check_samples(samples: ShardSet, quiet: bool, workers: int | None) -> Found
     if workers is None:
         workers = max(1, min(len(os.sched_getaffinity(0)), total // BYTES_A_PROCESS))
     found = []
-    with tqdm(total=total, desc="verifying", unit="B", unit_scale=True, disable=quiet) as bar:
+    with progress(total=total, desc="verifying", unit="B", unit_scale=True, disable=quiet) as bar:
         for run, one in zip(runs, _spread(runs, workers), strict=True):
             found.append(one)
             bar.update(int(run.rows["image_size"].sum() + run.rows["meta_size"].sum()))

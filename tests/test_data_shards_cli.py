@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 import zipfile
 
 import cv2
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from data_shards.__main__ import main
+from data_shards.progress import progress
 
 
 @pytest.fixture(autouse=True)
@@ -157,3 +159,9 @@ def test_damage_is_told_in_one_line(scans, tmp_path, capsys):
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: shards has 1 problem(s)")
     assert "shard-000000.tar" in done.stdout
+
+
+def test_a_bar_in_a_log_is_a_line_now_and_then(capfd):
+    for _ in progress(range(2000), desc="packing"):
+        time.sleep(0.0002)
+    assert 1 <= capfd.readouterr().err.count("packing") <= 2
