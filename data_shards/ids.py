@@ -91,7 +91,17 @@ def _make_key(path: Path) -> bool:
 
 
 def remember(table: Path, entries: Iterable[tuple[str, str, str]]) -> None:
-    """Append (id, kind, path) to the table, mode 0600, leaving out what it has."""
+    """Append (id, kind, path) to the table, mode 0600, leaving out what it has. Raises PackError if it cannot."""
+    try:
+        _append(table, entries)
+    except OSError as error:
+        raise PackError(
+            f"cannot write the table of ids {table} ({error.strerror}): make it writable or free some space, then the "
+            "same command goes on"
+        ) from None
+
+
+def _append(table: Path, entries: Iterable[tuple[str, str, str]]) -> None:
     known = {(entry["id"], entry["path"]) for entry in _entries(table)}
     descriptor = os.open(table, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.fchmod(descriptor, 0o600)

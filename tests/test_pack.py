@@ -248,6 +248,18 @@ def test_the_keys_owner_can_locate_every_rejected_input(tmp_path):
     assert locate(table_beside(tmp_path / "key"), lines[-1]["id"])[0][1].startswith(f"{table} (its row")
 
 
+def test_a_table_of_ids_that_cannot_grow_is_named(tmp_path):
+    code = (
+        "import resource, pathlib\n"
+        "from data_shards.ids import remember\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+        f"remember(pathlib.Path({str(tmp_path / 'table')!r}), [(str(i) * 16, 'file', 'x') for i in range(9)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "PackError: cannot write the table of ids" in done.stderr
+    assert str(tmp_path / "table") in done.stderr
+
+
 def test_keys(tmp_path):
     a, made = load_key(tmp_path / "a")
     assert made == tmp_path / "a"
