@@ -14,8 +14,7 @@ MIN_SIDE = 8
 MAX_ASPECT = 10.0
 """Longer side over shorter. The longest box of UFBA-425's 11,558 teeth has 6.2; beyond lie strips and slips of hand."""
 MIN_CONTRAST = 0.01
-"""Standard deviation of the pixels over full scale. The flattest of the same teeth has 0.037, an empty corner of a
-detector its noise of about 0.005."""
+"""Standard deviation of the pixels over full scale. The flattest of the same teeth has 0.037."""
 
 
 class CropError(ValueError):
