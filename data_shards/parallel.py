@@ -6,7 +6,7 @@ import re
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
@@ -66,6 +66,7 @@ def _processes(workers: int) -> Iterator[tuple[Executor, int]]:
 def _cluster(address: str) -> Iterator[tuple[Executor, int]]:
     try:
         from distributed import Client, KilledWorker
+        from distributed.comm import CommClosedError
     except ImportError:
         raise PackError(
             '--dask needs Dask: pip install "tooth-foundations[dask]" (in a checkout: pip install -e ".[dask]")'
@@ -83,6 +84,10 @@ def _cluster(address: str) -> Iterator[tuple[Executor, int]]:
             raise PackError(
                 "Dask's workers died one after another on one radiograph, most likely for want of memory: give them "
                 "more; the same command goes on"
+            ) from None
+        except (CancelledError, CommClosedError):
+            raise PackError(
+                f"the Dask scheduler at {address} was lost: start it again, and the same command goes on"
             ) from None
 
 

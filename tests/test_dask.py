@@ -16,7 +16,7 @@ from data_shards.parallel import spread
 
 @pytest.fixture
 def cluster():
-    """Address and worker processes of a cluster."""
+    """Address, worker processes and scheduler process of a cluster."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -29,7 +29,7 @@ def cluster():
     options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1"]
     workers = [subprocess.Popen([*dask, "worker", address, *options], **quiet) for _ in range(2)]
     try:
-        yield address, workers
+        yield address, workers, scheduler
     finally:
         for process in (*workers, scheduler):
             process.kill()
@@ -38,7 +38,7 @@ def cluster():
 
 @pytest.mark.slow
 def test_a_worker_killed_midway_loses_and_repeats_nothing(clinic, cluster):  # noqa: F811
-    address, workers = cluster
+    address, workers, _ = cluster
     process = subprocess.Popen(command(clinic, "--dask", address), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while len(lines_of(clinic)) < 4 and process.poll() is None and time.monotonic() < deadline:
@@ -52,8 +52,23 @@ def test_a_worker_killed_midway_loses_and_repeats_nothing(clinic, cluster):  # n
 
 
 @pytest.mark.slow
+def test_a_lost_scheduler_is_one_line_and_the_pack_goes_on_without(clinic, cluster):  # noqa: F811
+    address, _, scheduler = cluster
+    process = subprocess.Popen(command(clinic, "--dask", address), stderr=subprocess.PIPE, text=True)
+    while len(lines_of(clinic)) < 4 and process.poll() is None:
+        time.sleep(0.01)
+    scheduler.kill()
+    _, told = process.communicate(timeout=180)
+    assert process.returncode == 2, told
+    assert re.search(r"^error: the Dask scheduler at .* was lost", told, re.MULTILINE), told
+    assert "Traceback" not in told
+    subprocess.run(command(clinic), capture_output=True, check=True)
+    assert tree(clinic / "out") == whole(clinic)
+
+
+@pytest.mark.slow
 def test_without_workers_or_scheduler_it_is_one_line(clinic, cluster):  # noqa: F811
-    address, workers = cluster
+    address, workers, _ = cluster
     for worker in workers:
         worker.kill()
         worker.wait()
