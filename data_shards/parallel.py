@@ -6,7 +6,7 @@ import re
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +20,8 @@ AHEAD = 3
 """Jobs in flight per worker: one at work, two waiting, so that none idles and few radiographs are held at once."""
 _DASK_SECONDS = 15
 """How long a scheduler may take to answer."""
+_LOOK_SECONDS = 5
+"""How often a long wait is broken to see whether the cluster is still there."""
 _ADDRESS = re.compile(r"(?:tcp|tls)://(.+):(\d+)")
 
 Work = TypeVar("Work")
@@ -35,27 +37,34 @@ def spread(work: Callable[[Work], Done], jobs: Iterable[Work], workers: int, das
     if dask is None and workers == 1:
         yield from map(work, jobs)
         return
-    with _cluster(dask) if dask else _processes(workers) as (executor, count):
+    with _cluster(dask) if dask else _processes(workers) as (executor, count, look):
         flying: deque[Future[Done]] = deque()
         try:
             for job in jobs:
                 flying.append(executor.submit(work, job))
                 if len(flying) >= AHEAD * count:
-                    yield flying.popleft().result()
+                    yield _result(flying.popleft(), look)
             while flying:
-                yield flying.popleft().result()
+                yield _result(flying.popleft(), look)
         finally:
             for future in flying:
                 future.cancel()
 
 
+def _result(future: Future[Done], look: Callable[[], None]) -> Done:
+    """What the work gave; while it takes long, `look` is called, which raises where nothing more is to come."""
+    while not wait([future], timeout=_LOOK_SECONDS).done:
+        look()
+    return future.result()
+
+
 @contextmanager
-def _processes(workers: int) -> Iterator[tuple[Executor, int]]:
+def _processes(workers: int) -> Iterator[tuple[Executor, int, Callable[[], None]]]:
     # spawn: forking a process that runs threads (a progress bar, torch) may hang it
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         try:
-            yield pool, workers
+            yield pool, workers, lambda: None  # a broken pool ends its futures
         except BrokenProcessPool:
             raise PackError(
                 "a worker process died, most likely for want of memory: use fewer --workers; the same command goes on"
@@ -63,7 +72,7 @@ def _processes(workers: int) -> Iterator[tuple[Executor, int]]:
 
 
 @contextmanager
-def _cluster(address: str) -> Iterator[tuple[Executor, int]]:
+def _cluster(address: str) -> Iterator[tuple[Executor, int, Callable[[], None]]]:
     try:
         from distributed import Client, KilledWorker
         from distributed.comm import CommClosedError
@@ -71,24 +80,32 @@ def _cluster(address: str) -> Iterator[tuple[Executor, int]]:
         raise PackError(
             '--dask needs Dask: pip install "tooth-foundations[dask]" (in a checkout: pip install -e ".[dask]")'
         ) from None
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it logs every lost connection, and ours are told
     _knock(address)
-    with Client(address, timeout=_DASK_SECONDS, set_as_default=False) as client:
-        threads = sum(client.nthreads().values())
-        if not threads:
-            raise PackError(f"the Dask scheduler at {address} has no workers: start some")
-        client.run(partial(cv2.setNumThreads, 1))
-        try:
-            yield client.get_executor(pure=False), threads
-        except KilledWorker:
-            raise PackError(
-                "Dask's workers died one after another on one radiograph, most likely for want of memory: give them "
-                "more; the same command goes on"
-            ) from None
-        except (CancelledError, CommClosedError):
-            raise PackError(
-                f"the Dask scheduler at {address} was lost: start it again, and the same command goes on"
-            ) from None
+    logging.disable(logging.CRITICAL)  # Dask and tornado log every lost connection, with tracebacks; ours are told
+    try:
+        with Client(address, timeout=_DASK_SECONDS, set_as_default=False) as client:
+            threads = sum(client.nthreads().values())
+            if not threads:
+                raise PackError(f"the Dask scheduler at {address} has no workers: start some")
+            client.run(partial(cv2.setNumThreads, 1))
+
+            def look() -> None:
+                if client.status != "running":  # futures submitted while the connection breaks never end
+                    raise CancelledError
+
+            try:
+                yield client.get_executor(pure=False), threads, look
+            except KilledWorker:
+                raise PackError(
+                    "Dask's workers died one after another on one radiograph, most likely for want of memory: give "
+                    "them more; the same command goes on"
+                ) from None
+            except (CancelledError, CommClosedError):
+                raise PackError(
+                    f"the Dask scheduler at {address} was lost: start it again, and the same command goes on"
+                ) from None
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _knock(address: str) -> None:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 from test_resume_pack import clinic, command, lines_of, tree, whole  # noqa: F401 - clinic is a fixture
@@ -39,26 +40,35 @@ def cluster():
 @pytest.mark.slow
 def test_a_worker_killed_midway_loses_and_repeats_nothing(clinic, cluster):  # noqa: F811
     address, workers, _ = cluster
-    process = subprocess.Popen(command(clinic, "--dask", address), stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while len(lines_of(clinic)) < 4 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert process.poll() is None, "it ended before a worker could be killed"
-    workers[0].send_signal(signal.SIGKILL)
-    _, told = process.communicate(timeout=120)
+    with begun(clinic, address) as process:
+        workers[0].send_signal(signal.SIGKILL)
+        _, told = process.communicate(timeout=120)
     assert process.returncode == 0, told
     assert "Traceback" not in told
     assert tree(clinic / "out") == whole(clinic)
 
 
+@contextmanager
+def begun(folder, address):
+    """A pack on the cluster that has converted some files; it does not outlive the test."""
+    process = subprocess.Popen(command(folder, "--dask", address), stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while len(lines_of(folder)) < 4 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert process.poll() is None, "it ended before anything could be killed"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.slow
 def test_a_lost_scheduler_is_one_line_and_the_pack_goes_on_without(clinic, cluster):  # noqa: F811
     address, _, scheduler = cluster
-    process = subprocess.Popen(command(clinic, "--dask", address), stderr=subprocess.PIPE, text=True)
-    while len(lines_of(clinic)) < 4 and process.poll() is None:
-        time.sleep(0.01)
-    scheduler.kill()
-    _, told = process.communicate(timeout=180)
+    with begun(clinic, address) as process:
+        scheduler.kill()
+        _, told = process.communicate(timeout=120)
     assert process.returncode == 2, told
     assert re.search(r"^error: the Dask scheduler at .* was lost", told, re.MULTILINE), told
     assert "Traceback" not in told
