@@ -41,6 +41,9 @@ def test_nobody_waits_for_a_first_process_that_is_lost_in_packing(struck, checkp
     lines, said = errors(
         "tests/two_downstream.py", "finetune", *on, STRUCK_BY=struck, XDG_CONFIG_HOME=str(tmp_path / "config")
     )
+    if struck == "SIGKILL" and not lines:  # the launcher's TERM came before the look at the other
+        assert "stopped while at work; the same command goes on" in said
+        return
     assert len(lines) == 1, said
     assert lines[0].startswith("error: rank 0 of 2 (pid ")
     assert ("has died" if struck == "SIGKILL" else "has not answered for") in lines[0]
