@@ -41,7 +41,10 @@ def pack_command(argv: Sequence[str]) -> None:
 _SOURCES_HELP = "folders, zip, tar or 7z archives, image files, or quoted patterns of them ('clinic/**/*.zip')"
 _KEY_HELP = "file with the secret that ids are made with (made if absent); default: the user's own key"
 _AGAINST_HELP = "earlier shard folders, whose radiographs are dropped where the same pixels come again"
-_LABELS_HELP = "columns of the table to keep beside the known ones (others are left out, as they may hold names)"
+_LABELS_HELP = (
+    "labels whose texts travel whatever they say: columns that are not known, and known ones with other texts than "
+    "dental terms (else left out, as they may hold names)"
+)
 
 
 def verify_command(argv: Sequence[str]) -> None:

@@ -1,12 +1,13 @@
 """The boxes to cut from every radiograph, held compactly: archives have tens of millions."""
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, overload
 
 from data_shards.annotation import Corners
 from data_shards.inventory import Entry
+from data_shards.labels import LabelList, Withheld
 from data_shards.ledger import Ledgers
 
 BOXLESS = "no boxes for it"
@@ -83,6 +84,17 @@ class BoxPlan:
     dropped_columns: list[str] = field(default_factory=list)
     lost: list[tuple[str, Entry, int]] = field(default_factory=list)
     """Boxes that cannot be cut: id, annotation file and row."""
+    columns: set[str] = field(default_factory=set)
+    """Names of the labels that boxes have."""
+    withheld: dict[str, Withheld] = field(default_factory=dict)
+    """Texts of labels that stay behind, by the label's name."""
+
+    def settle(self, names: LabelList, vouched: Collection[str]) -> None:
+        """Take the texts that may name somebody out of labels that all boxes are entered with."""
+        self.columns |= names.columns
+        for column, found in names.withhold(vouched).items():
+            sofar = self.withheld.setdefault(column, Withheld(0, 0, found.first))
+            sofar.texts, sofar.boxes = sofar.texts + found.texts, sofar.boxes + found.boxes
 
     def add(self, image: Entry, box: Box) -> None:
         """Enter a box of `image`."""

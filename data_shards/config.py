@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from typing import Any, Literal
 from data_shards.convert import CODEC, Settings
 from data_shards.crops import MARGIN, MAX_ASPECT, MIN_CONTRAST, MIN_SIDE, Rules
 from data_shards.errors import PackError
+from data_shards.labels import Withheld
 from data_shards.limits import SPOOL_GB
 from data_shards.manifest import MANIFEST
 from data_shards.near import BITS, WITHIN
@@ -56,7 +57,8 @@ class PackConfig:
     holdout: float = 0.0
     """Share of the patients, chosen by a hash of their ids, that goes to OUT/holdout. 0: a test set is asked for."""
     labels: Sequence[str] = ()
-    """Columns of the table to keep as labels beside the known ones. None, as any other column may hold a name."""
+    """Labels whose texts travel whatever they say: columns of the table that are not known, and known ones (`class`,
+    `finding` ...) with other texts than dental terms. None, as any other column or text may be a name."""
     margin: float = MARGIN
     """Share of a box's sides added on each side. 0.05 takes in the periodontal ligament, which boxes leave out."""
     min_side: int = MIN_SIDE
@@ -146,10 +148,10 @@ def conversion(config: PackConfig, whole: bool) -> Settings:
     )
 
 
-def recorded(config: PackConfig, boxes: str, whole: bool) -> dict[str, Any]:
+def recorded(config: PackConfig, boxes: str, whole: bool, withheld: Mapping[str, Withheld]) -> dict[str, Any]:
     """What the manifest says of the settings: all that shapes the shards, nothing that may hold a name.
 
-    `boxes` is the format found.
+    `boxes` is the format found, `withheld` what of the labels stays behind.
     """
     return {
         "boxes": boxes,
@@ -165,6 +167,7 @@ def recorded(config: PackConfig, boxes: str, whole: bool) -> dict[str, Any]:
         "near_bits": within(config, whole),
         "drop_near": config.drop_near,
         "holdout": config.holdout,
+        "withheld": {name: {"texts": w.texts, "boxes": w.boxes} for name, w in sorted(withheld.items())},
         "shard_mb": config.shard_mb,
         "shard_samples": config.shard_samples,
         "codec": CODEC,

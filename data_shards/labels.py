@@ -1,7 +1,11 @@
 """What is known of a tooth under stated names: `fdi`, `tooth_type`, `position`, and the source's own columns."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from data_shards.vocabulary import is_dental
 
 TOOTH_TYPES = {
     1: "incisor",
@@ -23,7 +27,11 @@ KNOWN_COLUMNS = frozenset(
         *("periapical_lesion", "bone_loss", "impacted", "icdas", "pai"),
     )
 )
-"""Columns of a table that travel along unasked. Any other may hold a name or a date and must be asked for."""
+"""Columns of a table that travel along unasked, as far as their texts are dental terms (`vocabulary`). Any other may
+hold a name or a date and must be asked for."""
+
+OF_TEETH = frozenset(("fdi", "tooth_type", "position", "primary_tooth"))
+"""Labels that follow from a tooth's number, whatever told it."""
 
 FACTS = (
     *("format", "compression", "modality", "photometric", "presentation_intent", "intensity_relation", "lossy"),
@@ -67,6 +75,15 @@ def tooth_in(text: str) -> int | None:
     return int(found.pop()) if len(found) == 1 else None
 
 
+@dataclass
+class Withheld:
+    """What stays behind of a column: so many different texts, of so many boxes, the first of them at a place."""
+
+    texts: int
+    boxes: int
+    first: str
+
+
 class LabelList:
     """Labels of one list of classes or one table: each kept once, however many boxes have it.
 
@@ -76,16 +93,25 @@ class LabelList:
     def __init__(self, listed: Iterable[str] = ()) -> None:
         self._listed = frozenset(listed)
         self._kept: dict[tuple[tuple[str, str | int], ...], dict[str, str | int]] = {}
+        self._boxes = Counter[tuple[tuple[str, str | int], ...]]()
+        self._first: dict[tuple[tuple[str, str | int], ...], str] = {}
 
-    def of(self, labels: Mapping[str, str | int]) -> dict[str, str | int]:
-        """These labels, as an object that all boxes with them share."""
+    def of(self, labels: Mapping[str, str | int], place: str = "") -> dict[str, str | int]:
+        """These labels, of a box at a `place` (file and row), as an object that all boxes with them share."""
         key = tuple(labels.items())
         if key not in self._kept:
             self._kept[key] = {k: v[:_LONGEST] if isinstance(v, str) else v for k, v in key}
+            self._first[key] = place
+        self._boxes[key] += 1
         return self._kept[key]
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    @property
+    def columns(self) -> set[str]:
+        """Names of all labels in the list."""
+        return {column for key in self._kept for column, _ in key}
 
     def name_teeth(self) -> None:
         """Add to all what their texts say of teeth, once everything in the list has been seen."""
@@ -96,7 +122,24 @@ class LabelList:
             tooth = next((t for t in teeth if t is not None), None)
             labels.pop("fdi", None)  # it stays only as the number of a permanent tooth
             labels.update(tooth_labels(tooth) if tooth else {})
+
+    def withhold(self, vouched: Collection[str]) -> dict[str, Withheld]:
+        """Take out the texts that may name somebody: all that are no dental terms, but for columns `vouched` for.
+
+        Returns what was taken out, by column.
+        """
+        withheld: dict[str, Withheld] = {}
+        texts: set[tuple[str, str]] = set()
+        for key, labels in self._kept.items():
+            for column in [c for c, v in labels.items() if isinstance(v, str) and c not in vouched]:
+                if not is_dental(text := str(labels[column])):
+                    del labels[column]
+                    found = withheld.setdefault(column, Withheld(0, 0, self._first[key]))
+                    found.texts += (column, text) not in texts
+                    found.boxes += self._boxes[key]
+                    texts.add((column, text))
             labels.update({k: str(v) for k, v in labels.items() if k == "class"})
+        return withheld
 
 
 def _counts_teeth(column: str, kept: Iterable[Mapping[str, str | int]], listed: Iterable[str]) -> bool:

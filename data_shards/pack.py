@@ -59,6 +59,11 @@ def pack(config: PackConfig) -> dict[str, Any]:
         say("warning: whole images are taken as crops; text burnt into their borders would enter the shards")
     if plan.dropped_columns:
         say(f"columns left out, as they may hold names: {', '.join(plan.dropped_columns)} (keep one with --labels)")
+    for label, left in sorted(plan.withheld.items()):
+        say(
+            f"label withheld: {left.texts} texts of `{label}` ({left.boxes} boxes) are no dental terms and may name "
+            f"somebody, the first in {left.first}; if they name nobody, --labels {label} lets them through"
+        )
     patients = patients_of(pattern, inventory.images, key, ledgers)
     if pattern is not None:
         say(f"patients: {len({p for p, _ in patients.values()})} of {len(patients)} radiographs, by --patient")
@@ -77,7 +82,7 @@ def pack(config: PackConfig) -> dict[str, Any]:
         settled = settle(done, plan, earlier, inventory.images, near, config.drop_near, ledgers)
         entries = [*inventory.entries(), *given.entries()]
         shares = source_shares(sources, entries, settled.frames, key)
-        settings = recorded(config, plan.format, plan.whole)
+        settings = recorded(config, plan.format, plan.whole, plan.withheld)
         made = fresh(folder)
         manifest = write_parts(made, settled, chunks, journal, settings, shares, key, ledgers)
         if key.table is not None:

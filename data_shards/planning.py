@@ -8,7 +8,7 @@ from data_shards.errors import PackError
 from data_shards.finder import ImageFinder
 from data_shards.ids import Key
 from data_shards.inventory import NEITHER, Entry, Inventory
-from data_shards.labels import LabelList
+from data_shards.labels import OF_TEETH, LabelList
 from data_shards.ledger import Ledgers
 from data_shards.recognise import KINDS, Recognised, recognise
 
@@ -35,8 +35,9 @@ def plan_boxes(
 ) -> BoxPlan:
     """Find the boxes of every radiograph; what cannot be used is entered in the ledgers with its reason.
 
-    `choice` is one of CHOICES, or anything else for the annotations `given`; `labels` names columns to keep beside
-    KNOWN_COLUMNS. Raises PackError where the annotations asked for hold no boxes.
+    `choice` is one of CHOICES, or anything else for the annotations `given`; `labels` names the labels whose texts
+    travel whatever they are, columns beside KNOWN_COLUMNS among them. Raises PackError where the annotations asked for
+    hold no boxes.
     """
     finder = ImageFinder(inventory.images)
     sought = inventory if choice in CHOICES else given
@@ -47,7 +48,7 @@ def plan_boxes(
     if choice in ("none", "folders"):
         plan = _whole(images, "asked for", choice == "folders", key, ledgers)
     elif kinds:
-        plan = _from_annotations(kinds, found, images, finder, key, ledgers)
+        plan = _from_annotations(kinds, found, images, finder, labels, key, ledgers)
     elif found.whole and forced in ("", "csv"):  # only now, as a table beside boxes is but a list of the images
         plan = _from_whole_tables(found, labels, finder, key, ledgers)
     elif choice in ("auto", "labelled"):
@@ -59,8 +60,7 @@ def plan_boxes(
             f"no boxes in {choice}: give COCO json, VOC xml, YOLO text, lines of corners, masks, or a table with the "
             "columns image,x0,y0,x1,y1 (for whole images, image and a label: finding, class or one named with --labels)"
         )
-    if "csv" in plan.format:
-        _check_columns(found, labels, plan)
+    _check_columns(found, labels, plan)
     _close(plan, images, sought, [inventory, given], found, ledgers)
     return plan
 
@@ -83,6 +83,7 @@ def _whole(images: Sequence[Entry], why: str, classes: bool, key: Key, ledgers: 
         plan.format, plan.boxless = "folders", CLASSLESS
         plan.why += f", its folder its class, {len(names)} classes"
     names.name_teeth()
+    plan.settle(names, ["class"])  # folders were asked for by --boxes
     return plan
 
 
@@ -91,6 +92,7 @@ def _from_annotations(
     found: Recognised,
     images: Iterable[Entry],
     finder: ImageFinder,
+    vouched: Sequence[str],
     key: Key,
     ledgers: Ledgers,
 ) -> BoxPlan:
@@ -102,7 +104,8 @@ def _from_annotations(
         why += f"; left: {', '.join(left)}, which cover no more radiographs; force one with --boxes KIND"
     plan = BoxPlan("+".join(used), why)
     for kind in used:
-        _enter(kinds[kind], plan, finder, chosen, key, ledgers)
+        # What a mask calls a class are its pixels' values.
+        _enter(kinds[kind], plan, finder, chosen, [*vouched, "class"] if kind == "masks" else vouched, key, ledgers)
     return plan
 
 
@@ -150,6 +153,7 @@ def _enter(
     plan: BoxPlan,
     finder: ImageFinder,
     chosen: Mapping[int, str],
+    vouched: Sequence[str],
     key: Key,
     ledgers: Ledgers,
 ) -> None:
@@ -177,7 +181,8 @@ def _enter(
                     plan.lose(id_, entry, row.number, reason, ledgers)
                     continue
                 ids.append(id_)
-                plan.add(image, Box(id_, row.corners, row.relative, names.of(row.labels), row.stated))
+                labels = names.of(row.labels, f"{entry.name}, row {row.number}")
+                plan.add(image, Box(id_, row.corners, row.relative, labels, row.stated))
             if not rows:
                 ledgers.reject("files", entry.file, "it holds no boxes")
         except FormatError as error:
@@ -188,6 +193,7 @@ def _enter(
             plan.files.setdefault(annotation.lists.file, []).extend(ids)
     for names in lists.values():
         names.name_teeth()
+        plan.settle(names, vouched)
 
 
 def _from_whole_tables(
@@ -198,17 +204,21 @@ def _from_whole_tables(
     kept = ", ".join(dict.fromkeys(c for t in found.whole for c in t.kept(asked)))
     why = f"{len(found.whole)} table(s) with the column {named}, labels ({kept}) and no boxes: a row is a whole image"
     plan = BoxPlan("csv of whole images", why, whole=True, boxless=ROWLESS)
-    _enter([table.annotation(asked) for table in found.whole], plan, finder, {}, key, ledgers)
+    _enter([table.annotation(asked) for table in found.whole], plan, finder, {}, asked, key, ledgers)
     return plan
 
 
 def _check_columns(found: Recognised, asked: Sequence[str], plan: BoxPlan) -> None:
-    """Enter the columns that are left out. Raises PackError for one that is asked for and not there."""
-    for table in found.whole if plan.whole else (t for t in found.tables if t.place):
-        plan.dropped_columns += table.dropped(asked)
-        if missing := set(asked) - set(table.others()):
-            there = ", ".join(table.others())
-            raise PackError(f"no column {', '.join(sorted(missing))} for --labels: there are {there}")
+    """Enter the columns that are left out. Raises PackError for a label that is asked for and not there."""
+    there = set(plan.columns)
+    if "csv" in plan.format:
+        for table in found.whole if plan.whole else (t for t in found.tables if t.place):
+            plan.dropped_columns += table.dropped(asked)
+            there |= set(table.others())
+    missing = set(asked) - there - OF_TEETH
+    if missing and plan.boxes:
+        named = f"there are {', '.join(sorted(there))}" if there else "the boxes have none"
+        raise PackError(f"no label {', '.join(sorted(missing))}: {named}")
 
 
 def _close(

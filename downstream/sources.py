@@ -15,7 +15,7 @@ from data_shards.describe import ledger_lines
 from data_shards.errors import PackError, ShardError
 from data_shards.folder import FORMAT
 from data_shards.ids import Key, load_key
-from data_shards.labels import KNOWN_COLUMNS
+from data_shards.labels import OF_TEETH
 from data_shards.pack import PackConfig, pack
 from data_shards.shard_set import MANIFEST, ShardSet, read_manifest
 from downstream.config import CropsConfig, DownstreamError
@@ -51,7 +51,7 @@ def packed(config: C, first: bool = True) -> C:
     options: dict[str, Any] = {
         # Where labels are wanted, folders are the last place to look for them.
         "boxes": "labelled" if asked else "auto",
-        "labels": [label for label in asked if label not in KNOWN_COLUMNS],  # the known ones travel along anyway
+        "labels": [label for label in asked if label not in OF_TEETH],
         "workers": max(1, config.workers),
     }
     out = Path(config.out)

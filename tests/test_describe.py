@@ -39,7 +39,7 @@ def packed(tmp_path_factory):
     (scans / "7.png").write_bytes((scans / "6.png").read_bytes())
     rows += ["7.png,5,5,36,80,17,none", "7.png,40,5,70,80,36,caries"]
     (scans / "boxes.csv").write_text("\n".join(rows))
-    pack(PackConfig([scans], out, key=b"a public key for tests", quiet=True, margin=0.0))
+    pack(PackConfig([scans], out, key=b"a public key for tests", quiet=True, margin=0.0, labels=["finding"]))
     return out
 
 

@@ -257,7 +257,7 @@ def test_mistakes_are_one_line(images, checkpoint, tmp_path, monkeypatch, capsys
     assert "nothing to read at" in mistake(capsys, *arguments, "class", "--shards", tmp_path / "nowhere")
     (tmp_path / "empty" / "below").mkdir(parents=True)
     assert "nothing to read at" in mistake(capsys, *arguments, "class", "--shards", tmp_path / "empty")
-    assert "no crop carries the label 'grade'" in mistake(capsys, *arguments, "grade", "--shards", seven)
+    assert "no label grade: there are class" in mistake(capsys, *arguments, "grade", "--shards", seven)
     said = mistake(capsys, *arguments, "class", "--shards", seven, "--patient", "(")
     assert "no regular expression" in said
     monkeypatch.setitem(sys.modules, "py7zr", None)

@@ -45,6 +45,7 @@ from planted import (
 
 from data_shards.__main__ import main
 from data_shards.shard_set import ShardSet
+from data_shards.vocabulary import is_dental
 
 
 def spellings(secret):
@@ -216,6 +217,57 @@ def test_a_label_that_is_asked_for_travels_alone(tmp_path, command):
     command("pack", source, "--out", "out", "--labels", "ward")
     assert ShardSet(tmp_path / "out").meta(0)["ward"] == "north"
     assert searched(tmp_path / "out") == 5
+
+
+def labelled(kind, text):
+    """Annotations of a kind, of two boxes: one with a dental term for its label, one with `text`."""
+    if kind == "csv":
+        rows = f"image,x0,y0,x1,y1,finding\nx.png,4,4,40,50,Deep Caries\nx.png,2,2,40,50,{text}\n"
+        return {"boxes.csv": rows.encode()}
+    if kind == "lines":
+        return {"x.txt": f"4 4 40 50 Deep Caries\n2 2 40 50 {text}\n".encode()}
+    if kind == "yolo":
+        names = f"names: ['Deep Caries', '{text}']\n".encode()
+        return {"x.txt": b"0 0.5 0.5 0.6 0.6\n1 0.5 0.5 0.7 0.7\n", "data.yaml": names}
+    if kind == "voc":
+        edges = "<xmin>{}</xmin><ymin>4</ymin><xmax>40</xmax><ymax>50</ymax>"
+        one = f"<object><name>{{}}</name><bndbox>{edges}</bndbox></object>"
+        return {"x.xml": f"<annotation>{one.format('Deep Caries', 4)}{one.format(text, 2)}</annotation>".encode()}
+    boxes = [{"id": i, "image_id": 1, "category_id": i, "bbox": [4 + i, 4, 36, 46]} for i in (1, 2)]
+    categories = [{"id": 1, "name": "Deep Caries"}, {"id": 2, "name": text}]
+    return {
+        "x.json": json.dumps(
+            {"images": [{"id": 1, "file_name": "x.png"}], "annotations": boxes, "categories": categories}
+        ).encode()
+    }
+
+
+@pytest.mark.parametrize("kind", ["csv", "lines", "yolo", "voc", "coco"])
+def test_a_name_typed_as_a_label_stays_behind(tmp_path, kind, command):
+    """Texts of labels are dental terms; any other stays behind, and its place told, unless `--labels` asks for it."""
+    column = "finding" if kind == "csv" else "class"
+    source = zip_of(tmp_path, {"x.png": png(0), **labelled(kind, f"{HEADER[0]} {HEADER[2]}")})
+    told = command("pack", source, "--out", "out")
+    assert f"1 texts of `{column}` (1 boxes) are no dental terms" in told
+    assert "row" in told
+    shards = ShardSet(tmp_path / "out")
+    assert sorted(shards.meta(i).get(column, "") for i in range(len(shards))) == ["", "Deep Caries"]
+    assert shards.manifest["settings"]["withheld"] == {column: {"texts": 1, "boxes": 1}}
+    command("preview", source, "--out", "sheet.png")
+    assert searched(tmp_path / "out") == 5
+    (tmp_path / "plain").mkdir()
+    source = zip_of(tmp_path / "plain", {"x.png": png(0), **labelled(kind, "Karies")})
+    command("pack", source, "--out", "asked", "--labels", column)
+    shards = ShardSet(tmp_path / "asked")
+    assert {shards.meta(i)[column] for i in range(len(shards))} == {"Deep Caries", "Karies"}
+
+
+def test_dental_terms():
+    """Words of the closed list with at most one small number; what could be a name, a date or an id is none."""
+    good = "caries,Deep Caries,root_canal,RootCanalTreatment,tooth 36,36,PAI 3,2.5,grade-2,Periapical Lesion,Fillings"
+    bad = "Zebulon,caries Zebulon,1961,19610723,3-11,23.07.61,caries 12 11,J S,a@b,Dr. Crown,/srv/caries,O'Caries"
+    assert [text for text in good.split(",") if not is_dental(text)] == []
+    assert [text for text in bad.split(",") if is_dental(text)] == []
 
 
 def test_an_error_tells_no_secret(tmp_path, command):
