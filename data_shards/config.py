@@ -153,6 +153,7 @@ def recorded(config: PackConfig, boxes: str, whole: bool, withheld: Mapping[str,
 
     `boxes` is the format found, `withheld` what of the labels stays behind.
     """
+    told = sorted(withheld.items())
     return {
         "boxes": boxes,
         "patients": "by pattern" if config.patient else "by DICOM header, else one per radiograph",
@@ -167,11 +168,11 @@ def recorded(config: PackConfig, boxes: str, whole: bool, withheld: Mapping[str,
         "near_bits": within(config, whole),
         "drop_near": config.drop_near,
         "holdout": config.holdout,
-        "withheld": {name: {"texts": w.texts, "boxes": w.boxes} for name, w in sorted(withheld.items())},
         "shard_mb": config.shard_mb,
         "shard_samples": config.shard_samples,
         "codec": CODEC,
         "polarity": "dense is bright, as stored in the sources",
+        **({"withheld": {name: {"texts": w.texts, "boxes": w.boxes} for name, w in told}} if told else {}),
     }
 
 
