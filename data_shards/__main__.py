@@ -14,7 +14,7 @@ from data_shards.page import write_page
 from data_shards.phantom import write_archive
 from data_shards.shard_set import ShardSet
 from data_shards.survey import survey
-from launch.cli import fail, new_parser, read
+from launch.cli import end_quietly, fail, new_parser, read
 
 PROG = "python -m data_shards"
 
@@ -142,13 +142,16 @@ def main(argv: Sequence[str]) -> None:
         fail(f"there is no command '{argv[0]}': use one of {', '.join(COMMANDS)}")
     try:
         COMMANDS[argv[0]](argv[1:])
+        sys.stdout.flush()
     except (PackError, ShardError) as error:
         fail(error)
     except KeyboardInterrupt:
         print("stopped: the same command continues an unfinished pack", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        end_quietly()
     except OSError as error:
-        fail(f"cannot read or write {error.filename} ({error.strerror}): check the path and its rights")
+        fail(f"cannot read or write {error.filename or 'the output'} ({error.strerror}): check the path and its rights")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from downstream.config import (
 from downstream.metrics import SCORES
 from downstream.sources import packed
 from downstream.weights import Weights, load_weights
-from launch.cli import fail, new_parser, one_line, read
+from launch.cli import end_quietly, fail, new_parser, one_line, read
 from pretrain.backbones import BackboneError
 from pretrain.checkpoint import CheckpointError, replace_atomically
 from pretrain.config import ConfigError
@@ -217,6 +217,9 @@ def told_once() -> Iterator[None]:
             watchdog.standing = lambda: "the same command goes on from what is done"
         try:
             yield
+            sys.stdout.flush()
+        except BrokenPipeError:
+            end_quietly()
         except (*MISTAKES, OSError) as error:
             line = _explained(error)
         except Exception as error:

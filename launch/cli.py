@@ -5,6 +5,7 @@ import difflib
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -31,6 +32,12 @@ def fail(message: object) -> NoReturn:
     if os.environ.get("RANK", "0") == "0":
         print(f"error: {one_line(message)}", file=sys.stderr)
     sys.exit(2)
+
+
+def end_quietly() -> NoReturn:
+    """Exit after a BrokenPipeError of standard output: its reader, such as `head`, has seen enough."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit complains
+    sys.exit(128 + signal.SIGPIPE)
 
 
 def one_line(message: object) -> str:
