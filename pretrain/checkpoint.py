@@ -87,6 +87,8 @@ def read_weights(path: Path) -> Any:
         content = path.read_bytes()
         if content[8:9] == b"{" and int.from_bytes(content[:8], "little") < len(content):
             return load_safetensors(content)
+        if content[:1] not in (b"P", b"\x80"):  # a zip's first byte, and that of a pickle of protocol 2 or later
+            raise CheckpointError(f"{path} is no checkpoint (it begins with {content[:12]!r}); use another copy")
         if damaged := _damaged_member(content):
             raise CheckpointError(f"{path} is damaged (checksum of {damaged} is wrong); use another copy")
         with warnings.catch_warnings():

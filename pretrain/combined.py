@@ -115,8 +115,8 @@ def load_combined(
     """Load a combined checkpoint into `backbone` and, if given, `head`: strictly, every key and shape.
 
     Without `backbone`, both are built: the backbone that the keys are of, and a head of the stored widths. `network`
-    says which one of a resume checkpoint. Raises CheckpointError, or MismatchError listing the missing, unexpected and
-    reshaped keys, and then changes neither module.
+    says which one of a resume checkpoint. Raises CheckpointError (also where a value is not finite), or MismatchError
+    listing the missing, unexpected and reshaped keys, and then changes neither module.
     """
     return fill(read_combined(path, network), backbone, head)
 
@@ -145,6 +145,11 @@ def fill(stored: Combined, backbone: Backbone | None = None, head: proj_head | N
     }
     if len(keys["loaded"]) < len(ours) or keys["unexpected"]:
         raise MismatchError(path, keys, _remedy(stored))
+    if lost := [k for k in ours if theirs[k].is_floating_point() and not theirs[k].isfinite().all()]:
+        raise CheckpointError(
+            f"{path} holds values that are not finite in {len(lost)} of {len(ours)} tensors ({lost[0]} first): it is "
+            "of a run that diverged; use another"
+        )
     for module, state in modules:
         module.load_state_dict(state, strict=True)
     return Loaded(backbone, head, name, keys["loaded"], [] if head is not None else list(in_head))

@@ -235,6 +235,20 @@ def test_hostile_pickle_is_refused(tmp_path):
     assert not (tmp_path / "harm").exists()
 
 
+def test_a_page_or_weights_that_diverged_are_no_checkpoint(tmp_path):
+    (tmp_path / "w.pth").write_text("<html>404 Not Found</html>")
+    with pytest.raises(CheckpointError, match=r"no checkpoint .it begins with b'<html>404 No'"):
+        load_combined(tmp_path / "w.pth")
+    backbone = build_backbone("mambaout_femto")
+    head = proj_head(backbone.num_features)
+    with torch.no_grad():
+        head.mlp[0].weight[3, 3] = torch.nan
+    save_combined(tmp_path / "w.pth", backbone, head)
+    with pytest.raises(CheckpointError, match=r"not finite in 1 of \d+ tensors \(proj_head.mlp.0.weight"):
+        load_combined(tmp_path / "w.pth")
+    load_combined(tmp_path / "w.pth", build_backbone("mambaout_femto"))  # the head is not asked for
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=200))
 def test_a_pickle_that_is_none_is_refused_in_one_line(tmp_path_factory, noise):
