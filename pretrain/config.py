@@ -153,6 +153,9 @@ class Config:
     milestone_every: int = 10_000
     """Steps between checkpoints that are kept for good, to go back to when a run turned bad. 350 MB each for the ViT,
     so ten in a run of 100,000 steps."""
+    on_collapse: Literal["stop", "warn"] = "warn"
+    """What follows on the verdict that a run collapses or diverges: an end with an error, its checkpoint kept, or only
+    the warning. warn: the thresholds come from small runs, and it is worse to end a sound run than a bad one late."""
     timeout: float = 1800.0
     """Seconds without any progress after which a run ends with an error that names the process that hangs; a dead
     process is told at once. Longer than any step or save: half an hour, as torch's own collectives wait, since to end

@@ -9,10 +9,12 @@ from typing import IO, Any
 
 import numpy as np
 from torch import Tensor
+from tqdm import tqdm
 
 from data_shards.stream import ShardError, Stream
 from pretrain.batches import SampleRecord
 from pretrain.run_folder import RunFolder
+from pretrain.verdict import Watch
 
 STEP = re.compile(rb'{"step": (\d+)')
 
@@ -58,14 +60,22 @@ class StepLog:
 class Journal:
     """The step logs of one run, written by the main process."""
 
-    def __init__(self, folder: RunFolder, stream: Stream, start: int, record: bool) -> None:
+    def __init__(self, folder: RunFolder, stream: Stream, start: int, total: int, record: bool) -> None:
         self.metrics = StepLog(folder.metrics, start)
+        self.watch = Watch(total, read_metrics(folder.metrics))
+        self._folder = folder
+        self._folder.verdict = self.watch.verdict
         self._stream = stream
         self._bad = StepLog(folder.bad_samples, start)
         self._samples = StepLog(folder.samples, start) if record else None
 
     def write(self, line: dict[str, Any], samples: Tensor) -> None:
-        """One step's metrics, and its samples int64 [B, 5] (SampleRecord)."""
+        """One step's metrics, to which its verdict is added, and its samples int64 [B, 5] (SampleRecord)."""
+        before = self.watch.verdict
+        line |= self.watch.take(line)
+        self._folder.verdict = verdict = self.watch.verdict
+        if verdict and (before is None or before.name != verdict.name):
+            tqdm.write(f"step {line['step']}: {verdict}")
         self.metrics.write(line)
         self.note_bad(line["step"], samples)
         if self._samples:

@@ -1,9 +1,16 @@
-"""What tells learning from collapse: read together, not one by one."""
+"""What tells learning from collapse: read together, not one by one (pretrain/verdict.py reads them)."""
 
+import psutil
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from pretrain.loss import entropy
+
+MONITOR_EVERY = 10
+"""Steps between two measurements of what takes more than the step's own numbers: one small SVD."""
+ROWS = 512
+"""Most features in that SVD: a batch of thousands would cost more than its step and say the same."""
 
 
 @torch.no_grad()
@@ -19,14 +26,57 @@ def rankme(features: Tensor) -> float:
 
 
 @torch.no_grad()
-def step_monitors(teacher_logits: Tensor, student_logits: Tensor, temperatures: tuple[float, float]) -> Tensor:
-    """[3] on the device: entropies in nats of a teacher view, of the teacher's mean over all views, of a student view.
+def feature_std(features: Tensor) -> float:
+    """Spread of features [N, C] on the unit sphere, 0 (all alike) to 1 (as far apart as random directions).
 
-    logits [V, B, K], temperatures of teacher and student. The teacher is taken as it is, before its targets are
-    balanced: balanced targets look healthy whatever it says. Both its entropies near ln K is a uniform collapse, that
-    of the mean near 0 a point collapse (one prototype for all); learning is a low first and a high second. Still on
-    the device, so that a step waits for it only once.
+    The root of the summed variances of the channels of unit features; SimSiam (Chen & He 2021, section 4.1) averages
+    the channels' standard deviations instead, which says 1 only where all channels take part.
+    """
+    return float(F.normalize(features.float(), dim=-1).var(0, correction=0).sum().sqrt())
+
+
+def feature_monitors(features: Tensor) -> dict[str, float]:
+    """RankMe and spread of the features [N, C] of a global batch, of at most ROWS of them, evenly taken."""
+    chosen = features[:: -(-len(features) // ROWS)]
+    return {"rankme": rankme(chosen), "feature_std": feature_std(chosen)}
+
+
+@torch.no_grad()
+def weight_norm(network: nn.Module) -> float:
+    """Length of all trained weights of a network as one vector; it explodes where the learning rate is too high."""
+    return float(torch.stack(torch._foreach_norm([p for p in network.parameters() if p.requires_grad])).norm())
+
+
+def memory_bytes(device: torch.device) -> int:
+    """The most GPU memory this process has held; on a CPU what it and its data workers hold now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    process = psutil.Process()
+    return process.memory_info().rss + sum(child.memory_full_info().uss for child in process.children())
+
+
+STEP_MONITORS = (
+    "teacher_entropy",
+    "teacher_mean_entropy",
+    "target_entropy",
+    "target_mean_entropy",
+    "student_entropy",
+)
+"""What `step_monitors` returns."""
+
+
+@torch.no_grad()
+def step_monitors(
+    teacher_logits: Tensor, student_logits: Tensor, targets: Tensor, temperatures: tuple[float, float]
+) -> Tensor:
+    """[5] on the device, as STEP_MONITORS: entropies in nats of a view, and (`mean`) of the mean over all views.
+
+    logits and targets [V, B, K] of this process, temperatures of teacher and student. The teacher is taken as it is,
+    and once more as the targets that centering or Sinkhorn-Knopp makes of it. What the targets tell apart is the
+    entropy of their mean less that of a view: 0 if all are uniform, and 0 if all are one prototype. Still on the
+    device, so that a step waits for it only once.
     """
     teacher = torch.softmax(teacher_logits / temperatures[0], dim=-1)
     student = torch.softmax(student_logits / temperatures[1], dim=-1)
-    return torch.stack([entropy(teacher), entropy(teacher.mean((0, 1))), entropy(student)])
+    both = [entropy(p) for whole in (teacher, targets) for p in (whole, whole.mean((0, 1)))]
+    return torch.stack([*both, entropy(student)])

@@ -29,6 +29,7 @@ from pretrain.scores import knn_of_run, labelled_sets
 from pretrain.shards import open_sets, phantom_shards, shard_cache
 from pretrain.stop import launcher_is_gone
 from pretrain.trainer import BadSamplesError, NonFiniteError, Trainer
+from pretrain.verdict import told
 from pretrain.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -165,7 +166,8 @@ class Run:
     def _train(self) -> bool:
         """Train to the end or to a stop; True when the run is complete."""
         trainer, folder = self.trainer, self.folder
-        journal = Journal(folder, trainer.stream, trainer.step, self.config.data.record) if self.main else None
+        logged = trainer.stream, trainer.step, trainer.total, self.config.data.record
+        journal = Journal(folder, *logged) if self.main else None
         if journal and journal.metrics.kept < trainer.step:
             lacking = trainer.step - journal.metrics.kept
             self.say(f"warning: {folder.metrics} lacks {lacking} of {trainer.step} earlier steps")
@@ -186,7 +188,7 @@ class Run:
         self.saved, self.unsaved = trainer.step, ""
         try:
             with self.watchdog.training(trainer) as signals:
-                complete = trainer.run(log, save, lambda: signals.asked or launcher_is_gone() or folder.stop.exists())
+                complete = trainer.run(log, save, lambda: signals.asked or self._must_stop())
         except BaseException as error:
             self._explain(error, journal)
             raise
@@ -196,11 +198,27 @@ class Run:
                 journal.close()
         if journal and self.saved < trainer.step:
             raise OSError(f"step {trainer.step} is not saved ({self.unsaved}); make room, then {folder.standing()}")
-        if not complete and self.main:
-            folder.write_state("stopped", trainer.step)
-            folder.stop.unlink(missing_ok=True)
-            self.say(f"stopped after step {trainer.step} of {trainer.total}; {folder.same_command} continues")
+        if not complete:
+            self._on_main(self._stop)
         return complete
+
+    def _must_stop(self) -> bool:
+        return launcher_is_gone() or self.folder.stop.exists() or self._has_collapsed()
+
+    def _has_collapsed(self) -> bool:
+        return self.config.on_collapse == "stop" and self.folder.verdict is not None and self.folder.verdict.collapsed
+
+    def _stop(self) -> None:
+        """Say how a run stands that did not come to its end. Raises ConfigError if it has collapsed."""
+        trainer, folder = self.trainer, self.folder
+        folder.stop.unlink(missing_ok=True)
+        if self._has_collapsed():
+            raise ConfigError(
+                f"{folder.verdict}. The run is stopped and saved after step {trainer.step} of {trainer.total}: start "
+                "anew with --resume never, or continue with --on_collapse warn"
+            )
+        folder.write_state("stopped", trainer.step)
+        self.say(f"stopped after step {trainer.step} of {trainer.total}; {folder.same_command} continues")
 
     def _explain(self, error: BaseException, journal: Journal | None) -> None:
         """Keep what explains an error that all ranks met at one step, and raise it in plain words."""
@@ -293,7 +311,7 @@ class Run:
             self.say("scoring by k-NN, beside random weights, raw pixels and crop size")
         scores = {"knn": knn_of_run(self.config, trained, self.labelled, self.sets, self.say)} if self.labelled else {}
         facts = self._write_facts(scores)
-        rows = summary_rows(lines, scores, self.config.method.prototypes)
+        rows = [*told(lines, self.trainer.total), *summary_rows(lines, scores, self.config.method.prototypes)]
         write_report(self.folder, rows, facts["settings"])
         self.folder.write_state("finished", self.trainer.step)
         self.say("\n" + format_summary(rows))

@@ -14,6 +14,7 @@ import yaml
 from data_shards.remote import Url
 from pretrain.checkpoint import CheckpointError, load_resume, replace_atomically, resume_files, save_resume, step_of
 from pretrain.config import Config, ConfigError
+from pretrain.verdict import Verdict
 
 
 class RunFolder:
@@ -39,6 +40,8 @@ class RunFolder:
         """What continues the run, in words."""
         self.held = False
         """Whether this process holds the lock."""
+        self.verdict: Verdict | None = None
+        """The last one on the run."""
 
     def create(self) -> None:
         """Make the folders. Raises ConfigError if the path holds something that is not a run."""
@@ -119,13 +122,14 @@ class RunFolder:
         return self.path.rename(_first_free(self.path.with_name(f"{self.path.name}.old")))
 
     def write_state(self, status: Literal["running", "finished", "stopped", "failed"], step: int) -> None:
-        """Record how the run stands: its status and the number of steps done."""
-        content = json.dumps({"state": status, "step": step}) + "\n"
+        """Record how the run stands: its status, the number of steps done, and the verdict, if there is one yet."""
+        content: dict[str, Any] = {"state": status, "step": step}
+        full = content | ({"verdict": str(self.verdict)} if self.verdict else {})
         try:
-            replace_atomically(self.state, lambda file: file.write(content.encode()))
+            replace_atomically(self.state, lambda file: file.write(json.dumps(full).encode() + b"\n"))
         except OSError:  # a full disk still takes as many bytes as are there
             with self.state.open("r+b") as file:
-                file.write(content.encode())
+                file.write(json.dumps(content).encode() + b"\n")
                 file.truncate()
 
     def end_state(self, status: Literal["stopped", "failed"], step: int | None) -> None:

@@ -22,11 +22,11 @@ from pretrain.batches import Batch, SampleRecord, normalised, view_batches
 from pretrain.config import Config
 from pretrain.heads import proj_head
 from pretrain.loss import centered_targets, dino_loss, koleo_loss, sinkhorn_targets, updated_center
-from pretrain.monitors import rankme, step_monitors
+from pretrain.monitors import MONITOR_EVERY, STEP_MONITORS, feature_monitors, memory_bytes, step_monitors, weight_norm
 from pretrain.schedules import cosine, ramp, warmup_cosine
 from pretrain.student_teacher import Network, ema_update, parameter_groups, teacher_of
 
-RANKME_EVERY = 10  # steps; one small SVD
+MEASURED = ("loss", "koleo", "gradient_norm", *STEP_MONITORS)  # of each step, the mean of all ranks
 
 
 class NonFiniteError(ArithmeticError):
@@ -117,7 +117,7 @@ class Trainer:
             self.student.proj_head.last_layer.weight_v.grad = None
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), config.optim.clip)
         temperatures = rates.teacher_temperature, config.method.student_temperature
-        monitors = step_monitors(teacher_logits, student_logits.detach(), temperatures)
+        monitors = step_monitors(teacher_logits, student_logits.detach(), targets, temperatures)
         measured = torch.cat([torch.stack([loss.detach(), koleo.detach(), gradient_norm.detach()]), monitors])
         measured = accelerator.reduce(measured, reduction="mean")
         if not measured.isfinite().all():  # of all ranks, so all ranks stop, weights untouched
@@ -193,23 +193,21 @@ class Trainer:
 
     def _line(self, result: dict[str, Tensor], rates: Rates) -> dict[str, Any]:
         """What is logged of a step."""
-        loss, koleo, gradient_norm, teacher, teacher_mean, student = result["measured"].tolist()
+        measured = dict(zip(MEASURED, result["measured"].tolist(), strict=True))
         line = {
             "step": self.step,
             "samples_seen": (self.step + 1) * self.config.data.batch_size,
             "source_counts": torch.bincount(self.samples[:, 0], minlength=len(self.stream.sets)).tolist(),
             "bad_samples": len(self.bad_samples),
-            "loss": loss,
-            "loss_over_ln_k": loss / math.log(self.config.method.prototypes),
-            "koleo": koleo,
-            "teacher_entropy": teacher,
-            "teacher_mean_entropy": teacher_mean,
-            "student_entropy": student,
-            "gradient_norm": gradient_norm,
+            **measured,
+            "loss_over_ln_k": measured["loss"] / math.log(self.config.method.prototypes),
             **rates._asdict(),
         }
-        if self.step % RANKME_EVERY == 0 or self.step == self.total - 1:
-            line["rankme"] = rankme(self.accelerator.gather(result["features"]))  # of the global batch
+        if self.step % MONITOR_EVERY == 0 or self.step == self.total - 1:
+            line |= feature_monitors(self.accelerator.gather(result["features"]))  # of the global batch
+            line["center_norm"] = float(self.center.norm())
+            line["weight_norm"] = weight_norm(self.student)
+            line["memory_gb"] = memory_bytes(self.accelerator.device) / 1e9
         return line
 
     def _is_checkpoint(self) -> bool:

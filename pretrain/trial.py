@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
 import torch
 from accelerate import Accelerator, PartialState
 
@@ -16,6 +15,7 @@ from pretrain.batchnorm import calibration_crops, exported
 from pretrain.checkpoint import save_resume
 from pretrain.combined import save_combined
 from pretrain.config import Config
+from pretrain.monitors import memory_bytes
 from pretrain.precision import resolve_precision, resolve_threads
 from pretrain.shards import open_sets, phantom_shards, shard_cache
 from pretrain.trainer import Trainer
@@ -83,7 +83,7 @@ def trial(config: Config, state: PartialState, watchdog: Watchdog, folder: Path)
         nonlocal peak
         ends.append(time.perf_counter())
         waits.append(line["data_wait"] * config.data.batch_size / line["images_per_s"])
-        peak = max(peak, _memory(state.device))
+        peak = max(peak, memory_bytes(state.device))
 
     steps = min(STEPS, trainer.total)
     with watchdog.training(trainer):
@@ -106,7 +106,7 @@ def trial(config: Config, state: PartialState, watchdog: Watchdog, folder: Path)
         step_seconds=step_seconds,
         steps=trainer.total,
         save_seconds=time.perf_counter() - began if state.is_main_process else 0.0,
-        peak_bytes=max(peak, _memory(state.device)),
+        peak_bytes=max(peak, memory_bytes(state.device)),
         checkpoint_bytes=resume.stat().st_size if state.is_main_process else 0,
         weights_bytes=weights_file.stat().st_size if state.is_main_process else 0,
     )
@@ -122,10 +122,3 @@ def _reader_rate(config: Config, stream: Stream, state: PartialState) -> float:
     began = time.perf_counter()
     read = sum(1 for _ in batches)
     return read * config.data.batch_size / (time.perf_counter() - began)
-
-
-def _memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    process = psutil.Process()
-    return process.memory_info().rss + sum(child.memory_full_info().uss for child in process.children())

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pretrain.config import Config, MethodConfig, OptimConfig
 from pretrain.heads import proj_head
 from pretrain.loss import centered_targets, dino_loss, entropy, koleo_loss, sinkhorn_targets, updated_center
-from pretrain.monitors import rankme, step_monitors
+from pretrain.monitors import ROWS, feature_monitors, feature_std, rankme, step_monitors
 from pretrain.schedules import cosine, ramp, warmup_cosine
 from pretrain.student_teacher import Network, ema_update, parameter_groups, teacher_of
 from pretrain.trainer import rates_at, step_seed
@@ -241,14 +241,31 @@ def test_weight_norm_equals_torchs_own_to_the_bit():
     assert torch.equal(ours(x), theirs(x))
 
 
-def test_monitors_tell_both_collapses_apart_and_look_before_the_targets_are_balanced():
+def test_monitors_tell_both_collapses_apart_before_and_after_the_targets_are_balanced():
     k = math.log(16)
     alike = torch.zeros(2, 8, 16)
     alike[..., 3] = 1
     apart = torch.eye(16).view(2, 8, 16)
+    uniform = torch.full((2, 8, 16), 1 / 16)
     for teacher, one, mean in ((torch.zeros(2, 8, 16), k, k), (alike, 0, 0), (apart, 0, k)):
-        found = step_monitors(teacher, torch.zeros(3, 8, 16), (0.01, 0.1))
-        np.testing.assert_allclose(found.numpy(), [one, mean, k], atol=1e-5)
+        for targets, target, target_mean in ((uniform, k, k), (alike, 0, 0), (apart, 0, k)):
+            found = step_monitors(teacher, torch.zeros(3, 8, 16), targets, (0.01, 0.1))
+            np.testing.assert_allclose(found.numpy(), [one, mean, target, target_mean, k], atol=1e-5)
+
+
+def test_the_spread_of_features_is_that_of_their_directions():
+    torch.manual_seed(0)
+    assert feature_std(torch.ones(9, 5) * torch.rand(9, 1)) == pytest.approx(0, abs=1e-3)
+    assert feature_std(torch.randn(4000, 20) * 7) == pytest.approx(1, abs=0.01)
+    angle = 0.3
+    cone = torch.tensor([[math.cos(angle), math.sin(angle)], [math.cos(angle), -math.sin(angle)]])
+    assert feature_std(cone) == pytest.approx(math.sin(angle), abs=1e-6)
+
+
+def test_a_large_batch_is_measured_by_part_of_it():
+    torch.manual_seed(0)
+    features = torch.randn(3 * ROWS, 8)
+    assert feature_monitors(features) == {"rankme": rankme(features[::3]), "feature_std": feature_std(features[::3])}
 
 
 def test_rankme_counts_directions():
