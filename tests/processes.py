@@ -108,6 +108,12 @@ def logged(out: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 
+def standing(out: Path) -> dict:
+    """How a run stands by its state.json, without the verdict, which a slow machine may make `starved`."""
+    state = json.loads((out / "state.json").read_text())
+    return {name: state[name] for name in ("state", "step")}
+
+
 def weights(out: Path) -> dict[str, torch.Tensor]:
     content = torch.load(out / f"{out.name}.pth", weights_only=True)
     return {f"{part}.{k}": v for part, state in content.items() for k, v in state.items()}

@@ -23,6 +23,7 @@ from processes import (
     logged,
     run,
     smoke,
+    standing,
     start,
     wait_for,
 )
@@ -60,7 +61,7 @@ def test_a_run_leaves_what_the_readme_says(finished):
         "smoke.json",
     }
     assert [p.name for p in out.glob("*.pth")] == ["smoke.pth"]
-    assert json.loads((out / "state.json").read_text()) == {"state": "finished", "step": 20}
+    assert standing(out) == {"state": "finished", "step": 20}
     lines = logged(out)
     assert [line["step"] for line in lines] == list(range(20))
     assert lines[-1]["samples_seen"] == 20 * 16

@@ -1,6 +1,5 @@
 """Every way to stop a run, and every way in which a process of it can die or hang, with real processes and signals."""
 
-import json
 import os
 import re
 import signal
@@ -9,7 +8,19 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import FORKED, LAUNCHED, LAUNCHED_1, PYTHON, TORCHRUN, complete_lines, kill, smoke, start, wait_for
+from processes import (
+    FORKED,
+    LAUNCHED,
+    LAUNCHED_1,
+    PYTHON,
+    TORCHRUN,
+    complete_lines,
+    kill,
+    smoke,
+    standing,
+    start,
+    wait_for,
+)
 
 from pretrain.peers import Peers, Sign, is_running
 from pretrain.watchdog import Watchdog
@@ -59,8 +70,7 @@ def ended(process, out: Path, code: int, status: str) -> tuple[str, float]:
     began = time.monotonic()
     printed = "".join(process.communicate(timeout=60))
     assert process.returncode == code, printed
-    state = json.loads((out / "state.json").read_text())
-    assert state == {"state": status, "step": len(complete_lines(out))}, printed
+    assert standing(out) == {"state": status, "step": len(complete_lines(out))}, printed
     return printed, time.monotonic() - began
 
 

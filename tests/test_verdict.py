@@ -1,0 +1,241 @@
+"""The verdict on lines made up, with every K and batch; on runs that are made to collapse; and what a run does then."""
+
+import json
+import math
+import random
+import re
+import time
+from operator import attrgetter
+
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from processes import FORKED, LAUNCHED, logged, run
+
+from data_shards.stream import ShardSet, Stream
+from pretrain.__main__ import read_command_line
+from pretrain.config import Config
+from pretrain.monitors import MONITOR_EVERY
+from pretrain.shards import phantom_shards
+from pretrain.trainer import Trainer
+from pretrain.verdict import Watch, judge, told
+
+TOTAL = 2000
+
+
+def lines(steps: int, k: int = 256, seed: int = 0, noise: float = 0.01, **curves):
+    """Made-up lines of a run that learns; `curves` are functions of the step, from 0 to 1 over TOTAL / 20 steps."""
+    rng, ln_k = random.Random(seed), math.log(k)
+    sound = {
+        "loss": lambda t: ln_k * (1.01 - 0.04 * t),
+        "target_entropy": lambda t: 0.6 * ln_k,
+        "target_mean_entropy": lambda t: ln_k,
+        "rankme": lambda t: 40 + t,
+        "weight_norm": lambda t: 50 + t,
+        "gradient_norm": lambda t: 1.0,
+        "ema_momentum": lambda t: 0.99,
+        "teacher_temperature": lambda t: 0.02,
+        "lr": lambda t: 1e-3 * t,
+        "images_per_s": lambda t: 100.0,
+        "data_wait": lambda t: 0.02,
+    }
+    for step in range(steps):
+        t = step / (TOTAL / 20)
+        line = {"step": step} | {name: curve(t) for name, curve in (sound | curves).items()}
+        line["loss"] += rng.gauss(0, noise * ln_k)
+        line["loss_over_ln_k"] = line["loss"] / ln_k
+        if step % MONITOR_EVERY:
+            del line["rankme"], line["weight_norm"]
+        yield line
+
+
+def verdicts(made, total=TOTAL):
+    """The verdicts on these lines, each with its step, as a run comes to them."""
+    watch = Watch(total)
+    return [(line["step"], watch.verdict) for line in made if "verdict" in watch.take(line)]
+
+
+SPOILT = {
+    "uniform collapse": lambda ln_k: {
+        "target_entropy": lambda t: 0.99 * ln_k,
+        "loss": lambda t: ln_k * (1.02 - t / 50),
+    },
+    "point collapse": lambda ln_k: {
+        name: lambda t, share=share: share * ln_k * (1 - 0.9 * t)
+        for name, share in (("target_mean_entropy", 1), ("target_entropy", 0.5), ("loss", 1))
+    },
+    "rank collapse": lambda ln_k: {"rankme": lambda t: 40 - 38 * t},
+    "diverging": lambda ln_k: {"weight_norm": lambda t: 50 * math.exp(t)},
+    "not learning": lambda ln_k: {"loss": lambda t: 1.01 * ln_k},
+    "starved": lambda ln_k: {"data_wait": lambda t: 0.6},
+    "learning": lambda ln_k: {},
+}
+
+
+@settings(max_examples=40)
+@given(st.sampled_from(sorted(SPOILT)), st.sampled_from([2, 16, 256, 4096, 65536]), st.integers(0, 2**31))
+def test_each_is_named_by_5_percent_of_the_run_whatever_k(name, k, seed):
+    found = verdicts(lines(TOTAL // 20, k, seed, **SPOILT[name](math.log(k))))
+    assert found[-1][1].name == name
+    assert {verdict.name for _, verdict in found} <= {name, "learning"}
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"loss": lambda t: math.log(256) * (1 + 0.3 * t)}, "diverging"),
+        ({"ema_momentum": lambda t: 1.0}, "not learning"),
+        # continued from weights that had learnt: nothing rises above its start, and that is no alarm
+        ({"loss": lambda t: 0.5 * math.log(256), "target_entropy": lambda t: 1.0}, "learning"),
+        # a small batch shows few of the prototypes: the student is behind the batch's mean target, and learns
+        ({"target_mean_entropy": lambda t: 0.8 * math.log(256), "target_entropy": lambda t: 1.0}, "learning"),
+        # a student that turns uniform seems to gain
+        ({"loss": lambda t: math.log(256) * (1.08 - 0.05 * t)}, "not learning"),
+        # the first step of a process starts its workers
+        ({"data_wait": lambda t: 0.99 * (t == 0), "images_per_s": lambda t: 100 if t else 0.1}, "learning"),
+    ],
+)
+def test_what_is_easily_mistaken(change, name):
+    assert verdicts(lines(TOTAL // 20, **change))[-1][1].name == name
+
+
+def test_what_is_not_certain_is_not_said_early():
+    assert verdicts(lines(TOTAL // 40, loss=lambda t: 1.01 * math.log(256))) == []
+    assert told(lines(9), 9) == [("verdict", "none: too early to tell in a run of 9 steps")]
+    assert verdicts(lines(30, loss=lambda t: 1.01 * math.log(256)), total=30) == []  # 5 % of it is noise
+
+
+@settings(max_examples=30)
+@given(st.sampled_from(sorted(SPOILT)), st.integers(0, 99))
+def test_a_resumed_run_comes_to_the_verdicts_of_an_undisturbed_one(name, at):
+    made = list(lines(100, **SPOILT[name](math.log(256))))
+    undisturbed = Watch(TOTAL)
+    whole = [line | undisturbed.take(line) for line in made]
+    resumed = Watch(TOTAL, whole[:at])
+    assert [line | resumed.take(line) for line in made[at:]] == whole[at:]
+
+
+def test_lines_of_older_versions_and_lost_ones_are_passed_over():
+    watch = Watch(TOTAL, [{"step": i, "loss": 1.0} for i in range(13)])
+    late = [line | {"step": line["step"] + 13} for line in lines(100)]
+    assert verdicts([*late[4:]])  # whose first line has no rank
+    for line in late:
+        watch.take(line)
+    assert watch.verdict.name == "learning"
+
+
+def test_every_remedy_names_settings_that_there_are():
+    for name, spoil in SPOILT.items():
+        for change in (spoil(math.log(256)), {"ema_momentum": lambda t: 1.0}):
+            verdict = verdicts(lines(100, **change))[-1][1]
+            assert re.search(r"\d", verdict.evidence)
+            options = re.findall(r"--([a-z_.]+[a-z])", verdict.remedy)
+            assert bool(options) == (verdict.name != "learning"), name
+            for option in options:
+                attrgetter(option)(Config())
+
+
+def test_a_summary_tells_when_a_verdict_came():
+    later = ({**line, "step": line["step"] + 90} for line in lines(60, target_entropy=lambda t: 5.5))
+    made = [*lines(90), *later]
+    (_, last), (_, steps) = told(made, TOTAL)
+    assert last.startswith("uniform collapse: ")
+    assert re.fullmatch(r"learning from step \d0, uniform collapse from step \d+0", steps)
+    assert judge(made[:5], made[39:90], TOTAL).name == "learning"
+
+
+UNIFORM = ["--method.teacher_temperature", 0.1, "--method.teacher_temperature_start", 0.1]
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory):
+    config, _ = read_command_line(["--recipe", "smoke", "--data.phantom_patients", "150"])
+    return phantom_shards(config, tmp_path_factory.mktemp("phantom"), lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [(FORKED, 2), pytest.param(LAUNCHED, 1, marks=pytest.mark.slow)],  # 1 is the launcher's
+)
+def test_a_collapse_ends_a_run_that_asks_for_it_and_continues_one_that_does_not(command, code, shards, tmp_path):
+    out = tmp_path / "run"
+    data = ["--data.shards", shards, "--data.workers", 0, "--backbone", "test_resnet", "--precision", "fp32"]
+    arguments = ["--recipe", "smoke", "--out", out, *data, *UNIFORM]
+    printed = run(*arguments, "--on_collapse", "stop", command=command, code=code)
+    (error,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert "uniform collapse" in error
+    assert "--method.teacher_temperature" in error
+    assert "--on_collapse warn" in error
+    state = json.loads((out / "state.json").read_text())
+    assert (state["state"], state["step"]) == ("failed", 11)
+    assert state["verdict"].startswith("uniform collapse: the targets tell images apart by 0.")
+    assert (out / "checkpoints" / "step-00000011.pth").exists()
+    assert len(logged(out)) == 11
+    printed = run(*arguments, "--eval.label", "finding")
+    assert "continuing from step 11" in printed
+    assert "uniform collapse" in printed
+    assert json.loads((out / "state.json").read_text())["state"] == "finished"
+    assert "uniform collapse from step 10" in (out / "report.html").read_text()
+
+
+def trained(shards, steps, *options):
+    """Verdicts and their steps, in order of change, of the first `steps` of a run of TOTAL; and all of its lines."""
+    small = ["--views.global_size", "[32,24]", "--views.local_size", "[16,12]", "--backbone", "test_resnet"]
+    data = ["--data.shards", str(shards), "--data.batch_size", "32", "--data.workers", "1"]
+    fixed = ["--recipe", "smoke", "--precision", "fp32", "--optim.lr", "1e-3", "--steps", str(TOTAL)]
+    config, _ = read_command_line([*fixed, *small, *data, *map(str, options)])
+    torch.set_num_threads(1)
+    stream = Stream([ShardSet(shards)], None, config.seed, config.data.shard_group)
+    trainer, watch = Trainer(config, Accelerator(cpu=True), stream), Watch(TOTAL)
+    named: dict[str, int] = {}
+
+    def log(line):
+        if found := watch.take(line).get("verdict"):
+            named.setdefault(found, line["step"])
+            print(line["step"], watch.verdict)
+
+    trainer.run(log, lambda: None, lambda: trainer.step >= steps)
+    return named
+
+
+VIT = ["--backbone", "test_vit", "--views.global_size", "[32,32]", "--views.local_size", "[16,16]"]
+CONVNEXT = ["--backbone", "test_convnext2", "--views.global_size", "[64,32]", "--views.local_size", "[32,32]"]
+MEAN = ["--method.centering", "mean"]
+NO_CENTERING = [*MEAN, "--method.center_momentum", 1, "--method.ema_start", 0.95, "--optim.lr", 3e-3]
+FEW = ["--method.prototypes", 2, "--method.koleo", 0, "--method.ema_start", 0.9, "--optim.lr", 1e-2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "steps", "options"),
+    [
+        ("point collapse", 70, NO_CENTERING),
+        ("uniform collapse", 11, UNIFORM),
+        ("uniform collapse", 11, [*UNIFORM, *MEAN]),
+        ("rank collapse", 100, [*VIT, *FEW]),
+        ("diverging", 41, ["--optim.lr", 0.1]),
+        ("diverging", 41, [*VIT, "--optim.lr", 0.1]),
+        ("not learning", 11, ["--method.ema_start", 1]),
+        ("not learning", 91, [*VIT, "--optim.lr", 1e-7]),
+    ],
+)
+def test_a_run_that_is_spoilt_is_told_what_spoils_it_in_its_first_5_percent(name, steps, options, phantom):
+    assert name in trained(phantom, steps, *options)
+
+
+@pytest.mark.slow
+def test_a_run_whose_data_come_slowly_is_starved(phantom, monkeypatch):
+    read = Stream.read
+    monkeypatch.setattr(Stream, "read", lambda *arguments: time.sleep(0.03) or read(*arguments))
+    assert list(trained(phantom, 21)) == ["starved"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [[], VIT, CONVNEXT, [*MEAN, "--method.teacher_temperature", 0.04, "--method.teacher_temperature_start", 0.04]],
+)
+def test_a_sound_run_raises_no_alarm(options, phantom):
+    assert list(trained(phantom, 100, *options)) == ["learning"]
