@@ -7,10 +7,16 @@ import math
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from augment.config import ViewConfig
 from augment.extra import build_extra
+
+if TYPE_CHECKING:  # from pretrain.auto.resolved on, which comes before all that computes, these are numbers
+    AutoInt: TypeAlias = int
+    AutoFloat: TypeAlias = float
+else:
+    AutoInt, AutoFloat = int | Literal["auto"], float | Literal["auto"]
 
 
 class ConfigError(ValueError):
@@ -29,9 +35,9 @@ class DataConfig:
     """Shard folders, or http(s):// and s3:// URLs of such folders, each as it is or with =WEIGHT (not after a query).
     Without weights the sets are concatenated, with weights their endless cycles are interleaved by share. Empty: the
     phantom is rendered and packed instead (see phantom_patients)."""
-    batch_size: int = 64
-    """Crops in a global batch, over all processes. 64 still gives BatchNorm and the targets steady statistics, and more
-    steps teach more than larger batches when a run lasts minutes."""
+    batch_size: AutoInt = 64
+    """Crops in a global batch, over all processes; auto: 64 for each GPU, 64 in all on CPUs. 64 still gives BatchNorm
+    and the targets steady statistics, and more steps teach more than larger batches when a run lasts minutes."""
     workers: int = 2
     """Data worker processes for each training process. Order and pixels do not depend on it; 0 loads in the process."""
     shard_group: int = 8
@@ -59,19 +65,22 @@ class DataConfig:
 class MethodConfig:
     """Student-teacher self-distillation (DINO)."""
 
-    prototypes: int = 256
-    """Width K of the head's output. 256 as released: thousands of tooth crops do not fill the 65,536 of photographs."""
+    prototypes: AutoInt = 256
+    """Width K of the head's output. 256 as released: thousands of tooth crops do not fill the 65,536 of photographs;
+    auto: by the number of crops."""
     student_temperature: float = 0.1
     """Temperature of the student's softmax, as published."""
-    teacher_temperature: float = 0.02
-    """Temperature of the teacher's targets (sharpening). Published sources use 0.02 to 0.04 under 20,000 images; with
-    Sinkhorn-Knopp 0.04 left the targets of short runs close to uniform."""
-    teacher_temperature_start: float = 0.02
-    """Temperature at the first step; start lower than teacher_temperature to sharpen early targets."""
-    teacher_temperature_warmup: float = 0.0
-    """Share of the run over which the temperature rises linearly from its start."""
-    ema_start: float = 0.99
-    """EMA momentum at the first step. Small runs need a teacher that moves: 0.996 is for 100 epochs of photographs."""
+    teacher_temperature: AutoFloat = 0.02
+    """Temperature of the teacher's targets (sharpening); auto: 0.02 to 0.07 by the number of crops. Published sources
+    use 0.02 to 0.04 under 20,000 images; with Sinkhorn-Knopp 0.04 left the targets of short runs close to uniform."""
+    teacher_temperature_start: AutoFloat = 0.02
+    """Temperature at the first step; start lower than teacher_temperature to sharpen early targets; auto: 0.02 to 0.04
+    by the number of crops."""
+    teacher_temperature_warmup: AutoFloat = 0.0
+    """Share of the run over which the temperature rises linearly from its start; auto: of 37,500 steps, at most 0.3."""
+    ema_start: AutoFloat = 0.99
+    """EMA momentum at the first step; auto: the teacher averages 5 cbrt(steps) of them. Small runs need a teacher that
+    moves: 0.996 is for 100 epochs of photographs."""
     ema_end: float = 1.0
     """EMA momentum at the last step, reached by a cosine: the teacher settles as the run ends."""
     head_pass: Literal["per_size", "joint"] = "per_size"
@@ -86,20 +95,22 @@ class MethodConfig:
     koleo: float = 0.2
     """Weight of KoLeo, which spreads the student's features of the global views; 0 for none. 0.2 did a
     little better than 0.4; some three times more drowned the cross-entropy."""
-    freeze_last_layer: float = 0.05
-    """Share of the run in which the head's last layer does not learn: moving prototypes early invites collapse."""
+    freeze_last_layer: AutoFloat = 0.05
+    """Share of the run in which the head's last layer does not learn: moving prototypes early invites collapse; auto:
+    of 1,250 steps, at most 0.05."""
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """AdamW and its schedules."""
 
-    lr: float = 5e-4
-    """Peak learning rate of the run as it is (nothing scales it). 5e-4, cautious; the recipes of minutes take 1e-3."""
+    lr: AutoFloat = 5e-4
+    """Peak learning rate; a number is taken as it is, auto follows the batch and the backbone. 5e-4, cautious; the
+    recipes of minutes take 1e-3."""
     lr_end: float = 1e-6
     """Learning rate at the last step, as published."""
-    warmup: float = 0.05
-    """Share of the run over which the learning rate rises linearly."""
+    warmup: AutoFloat = 0.05
+    """Share of the run over which the learning rate rises linearly; auto: of 12,500 steps, at most 0.1."""
     weight_decay: float = 0.04
     """Weight decay at the first step, on matrices and kernels only."""
     weight_decay_end: float = 0.04
@@ -136,8 +147,8 @@ class Config:
     """Run folder. Its name is the run's name: <out>/<name>.pth."""
     steps: int | None = None
     """Length of the run in steps; give this or `epochs`."""
-    epochs: float | None = None
-    """Length of the run in passes over the data; give this or `steps`."""
+    epochs: AutoFloat | None = None
+    """Length of the run in passes over the data; give this or `steps`. auto: 100, at most 128 million crops in all."""
     seed: int = 0
     """Seed of weights, order, views and phantom."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -188,14 +199,14 @@ class Config:
         """
         for name, (low, high) in LIMITS.items():
             value = attrgetter(name)(self)
-            if value is not None and not (low <= value <= high and math.isfinite(value)):
+            if value is not None and value != "auto" and not (low <= value <= high and math.isfinite(value)):
                 wanted = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of {low:g} or more that is finite"
                 raise ConfigError(f"{name} is {value}; give --{name} a value {wanted}")
         build_extra(self.views)
         if self.views.global_count + self.views.local_count < 2:
             raise ConfigError("a single view has no other to predict; give --views.global_count 2 or local views")
         batch = self.data.batch_size
-        if batch % processes or batch < 2 * processes:  # BatchNorm needs two crops a process
+        if batch != "auto" and (batch % processes or batch < 2 * processes):  # BatchNorm needs two crops a process
             fits = max(2 * processes, batch - batch % processes)
             raise ConfigError(
                 f"a global batch of {batch} crops does not divide over {processes} processes with at least 2 for each; "

@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from data_shards.stream import ShardSet, Stream
+from pretrain.auto import resolved
 from pretrain.backbones import build_backbone
 from pretrain.batchnorm import calibration_crops, exported
 from pretrain.checkpoint import load_resume, save_resume
@@ -69,9 +70,13 @@ class Run:
             self.sets = [ShardSet(self._on_main(lambda: phantom_shards(config, self.folder.phantom, self.say)))]
         self.labelled = labelled_sets(config, self.sets, cache, self.say)
         stream = Stream(self.sets, self.weights, config.seed, config.data.shard_group)
+        path = self._on_main(self._checkpoint)
+        earlier = load_resume(path) if path else {}
+        config = self.config = self._without_auto(len(stream), json.loads(earlier.get("identity", "{}")))
         on_cpu = self.state.device.type == "cpu"
         self.trainer = Trainer(config, Accelerator(cpu=on_cpu, mixed_precision=self.precision.mixed), stream)
-        self._restore()
+        if path:
+            self._restore(path, earlier)
         finished = self._on_main(lambda: self.folder.read_state().get("state")) == "finished"
         if finished and self.trainer.step == self.trainer.total:
             self.say(f"the run in {self.folder.path} is finished: see {self.folder.report}; --resume never starts anew")
@@ -128,12 +133,17 @@ class Run:
     def _circumstances(self) -> dict[str, Any]:
         return circumstances(self.state.num_processes, self.threads, self.state.device.type)
 
-    def _restore(self) -> None:
-        """Load the checkpoint to continue from, the same one on every rank; refuse one of another run."""
-        path = self._on_main(self._checkpoint)
-        if path is None:
-            return
-        state, new = load_resume(path), self._identity()
+    def _without_auto(self, crops: int, earlier: dict[str, Any]) -> Config:
+        """The settings with those on `auto` decided: by the run that is continued, else by rule."""
+        config, said = resolved(self.config, crops, self.state.device.type, self.state.num_processes, earlier)
+        if said:
+            self.say(said)
+        config.check(self.state.num_processes)
+        return config
+
+    def _restore(self, path: Path, state: dict[str, Any]) -> None:
+        """Continue from the checkpoint `state`, the same one on every rank; refuse one of another run."""
+        new = self._identity()
         old = json.loads(state.pop("identity", "{}"))
         total, old_total = new["total steps"], old.get("total steps", 0)
         changed = differences(old, new)

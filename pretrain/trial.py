@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator, PartialState
 
 from data_shards.stream import ShardSet, Stream
+from pretrain.auto import resolved
 from pretrain.batches import view_batches
 from pretrain.batchnorm import calibration_crops, exported
 from pretrain.checkpoint import save_resume
@@ -72,6 +73,7 @@ def trial(config: Config, state: PartialState, watchdog: Watchdog, folder: Path)
         with state.main_process_first():
             sets = [ShardSet(phantom_shards(_small(config), folder, lambda _: None))]
     stream = Stream(sets, weights, config.seed, config.data.shard_group)
+    config, _ = resolved(config, len(stream), state.device.type, state.num_processes)
     reader_rate = _reader_rate(config, stream, state)
     on_cpu = state.device.type == "cpu"
     trainer = Trainer(config, Accelerator(cpu=on_cpu, mixed_precision=precision.mixed), stream)
