@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Literal
 
 import cv2
@@ -10,7 +11,7 @@ import pydicom
 from pydicom.encaps import get_frame
 from pydicom.pixels import apply_color_lut, get_decoder
 from pydicom.pixels.decoders.base import Decoder
-from pydicom.uid import UID, JPEGExtended12Bit
+from pydicom.uid import UID, JPEGExtended12Bit, RLELossless
 
 from data_shards import dicom_gdcm
 from data_shards.depth import DAMAGED, MAX_FRAMES, Radiograph, RadiographError, check_size, of_integers
@@ -108,8 +109,9 @@ def _decode(header: Any, decoder: Decoder, index: int, count: int) -> tuple[np.n
     if values.ndim == 3:
         return of_integers(cv2.cvtColor(np.ascontiguousarray(values), cv2.COLOR_RGB2GRAY), declared)
     values = values.astype(np.int32)
-    if decoder.is_encapsulated:
-        if not header.PixelRepresentation and int(values.max()) >> stored_bits:
+    if decoder.is_encapsulated and RLELossless != decoder.UID:  # RLE keeps the layout of raw pixels
+        wider = not header.PixelRepresentation and int(values.max()) >> stored_bits
+        if wider and not _has_overlay_above(header, stored_bits):
             stored_bits = int(values.max()).bit_length()  # a codestream of more bits than the header says
     elif stored_bits <= high_bit < header.BitsAllocated:
         values >>= high_bit + 1 - stored_bits
@@ -119,6 +121,15 @@ def _decode(header: Any, decoder: Decoder, index: int, count: int) -> tuple[np.n
     if header.PixelRepresentation == 1:
         values -= (values & 1 << stored_bits - 1) << 1
     return shown(header, values, stored_bits)
+
+
+def _has_overlay_above(header: Any, bits: int) -> bool:
+    """Whether a graphic lies in the bits above the pixel's, as before 2004 (PS3.5, 8.1.2): it may spell a name."""
+    for group in range(0x6000, 0x6020, 2):
+        with suppress(Exception):  # absent, mostly; pydicom raises anything on damaged ones
+            if int(header[group, 0x0102].value) >= bits:  # Overlay Bit Position
+                return True
+    return False
 
 
 def _stored(header: Any, decoder: Decoder, index: int, count: int) -> np.ndarray:

@@ -49,13 +49,23 @@ def _begins_with_elements(head: bytes, order: Literal["little", "big"]) -> bool:
 def check_inflated(raw: bytes) -> None:
     """Raise RadiographError where a file of the deflated transfer syntax inflates beyond MAX_INFLATED bytes."""
     start = 132 if raw[128:132] == b"DICM" else 0
-    length = int.from_bytes(raw[start + 8 : start + 12], "little")  # the group length, the first element
-    if _DEFLATED not in raw[start : start + 12 + length][:4096]:
+    end = _end_of_meta(raw, start)
+    if _DEFLATED not in raw[start : min(end, start + 65536)]:
         return
+    if end >= len(raw):
+        raise RadiographError(DAMAGED)
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflater.decompress(raw[start + 12 + length :], MAX_INFLATED)
+    inflater.decompress(raw[end:], MAX_INFLATED)
     if inflater.unconsumed_tail:
         raise RadiographError(BOMB)
+
+
+def _end_of_meta(raw: bytes, at: int) -> int:
+    """Where the elements of group 2 that begin at `at` end; their group length may be wrong or absent."""
+    while at < len(raw) and raw[at : at + 2] == b"\x02\0":
+        place, size = (8, 4) if raw[at + 4 : at + 6] in _LONG_VRS else (6, 2)
+        at += place + size + int.from_bytes(raw[at + place : at + place + size], "little")
+    return at
 
 
 def coded_size(codestream: bytes) -> tuple[int, int] | None:

@@ -81,7 +81,7 @@ def _walk(fd: int, total: int, path: Path) -> Iterator[Member]:
         elif kind == b"x":
             fields = _pax(os.pread(fd, size, data))
             name = fields.get("path", name)
-            size_above = int(fields["size"]) if fields.get("size", "").isdecimal() else -1
+            size_above = int(fields["size"]) if re.fullmatch(r"[0-9]{1,19}", fields.get("size", "")) else -1
         elif kind != b"g":
             if kind in (b"0", b"\0", b"7"):
                 yield Member(name or name_in_header(header), data, size)
@@ -127,7 +127,10 @@ def _number(raw: bytes) -> int:
     """A tar number: octal text, or base 256 where the first bit is set (files over 8 GiB)."""
     if raw[0] & 0x80:
         return int.from_bytes(bytes([raw[0] & 0x7F]) + raw[1:], "big")
-    return int(raw.split(b"\0", 1)[0].strip() or b"0", 8)
+    digits = raw.split(b"\0", 1)[0].strip() or b"0"
+    if not digits.isdigit():  # int would take a sign
+        raise ValueError
+    return int(digits, 8)
 
 
 def _size_in(header: bytes) -> int | None:
@@ -142,11 +145,11 @@ def _size_in(header: bytes) -> int | None:
 def _pax(raw: bytes) -> dict[str, str]:
     """The `length key=value` records of a pax header."""
     fields: dict[str, str] = {}
-    while raw and raw.split(b" ", 1)[0].isdigit():
-        length = int(raw.split(b" ", 1)[0])
-        if length <= 0:
+    while number := re.match(rb"([0-9]{1,19}) ", raw):
+        length = int(number[1])
+        if length <= number.end():
             break
-        key, _, value = raw[:length].split(b" ", 1)[1].rstrip(b"\n").partition(b"=")
+        key, _, value = raw[number.end() : length].rstrip(b"\n").partition(b"=")
         fields[key.decode("utf-8", "replace")] = value.decode("utf-8", "replace")
         raw = raw[length:]
     return fields

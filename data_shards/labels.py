@@ -124,21 +124,23 @@ class LabelList:
             labels.update(tooth_labels(tooth) if tooth else {})
 
     def withhold(self, vouched: Collection[str]) -> dict[str, Withheld]:
-        """Take out the texts that may name somebody: all that are no dental terms, but for columns `vouched` for.
+        """Take out what may name somebody: all texts and numbers that are no dental terms.
+
+        Columns `vouched` for keep theirs.
 
         Returns what was taken out, by column.
         """
         withheld: dict[str, Withheld] = {}
         texts: set[tuple[str, str]] = set()
         for key, labels in self._kept.items():
-            for column in [c for c, v in labels.items() if isinstance(v, str) and c not in vouched]:
+            for column in labels.keys() - set(vouched):
                 if not is_dental(text := str(labels[column])):
                     del labels[column]
                     found = withheld.setdefault(column, Withheld(0, 0, self._first[key]))
                     found.texts += (column, text) not in texts
                     found.boxes += self._boxes[key]
                     texts.add((column, text))
-            labels.update({k: str(v) for k, v in labels.items() if k == "class"})
+            labels.update({k: str(v) for k, v in labels.items() if k not in OF_TEETH})
         return withheld
 
 

@@ -1,4 +1,4 @@
-"""The words of dental labels: a text of them alone names nobody, so it may enter a shard unasked."""
+"""The words of dental labels: a text of them alone says what is on a tooth, so it may enter a shard unasked."""
 
 import re
 
@@ -10,9 +10,9 @@ _SIDES = """
 """
 _ANATOMY = """
     tooth teeth dentition incisor canine cuspid premolar bicuspid molar wisdom permanent primary deciduous milk
-    temporary adult child enamel dentin dentine pulp pulpal chamber crown neck root rooted canal apex cusp bone
-    alveolar alveolus crest crestal gingiva gingival gum periodontium periodontal periodontally ligament lamina dura
-    sinus foramen nerve condyle ramus canaliculus tmj cej pdl tissue soft hard
+    temporary enamel dentin dentine pulp pulpal chamber crown neck root rooted canal apex cusp bone alveolar
+    alveolus crest crestal gingiva gingival gum periodontium periodontal periodontally ligament lamina dura sinus
+    foramen nerve condyle ramus canaliculus tmj cej pdl tissue soft hard
 """
 _FINDINGS = """
     caries carious decay decayed cavity cavities cavitated cavitation lesion defect finding disease pathology
@@ -26,27 +26,27 @@ _FINDINGS = """
     retention embedded supernumerary mesiodens ectopic rotated rotation tilted crowded crowding diastema spacing
     overlap agenesis hypodontia missing absent extracted extraction edentulous taurodontism dilaceration dilacerated
     fusion fused gemination microdontia macrodontia hypoplasia hypomineralization fluorosis discoloration calcified
-    calcification obliteration bl ct ti coronalti
+    calcification obliteration
 """
 _TREATMENT = """
     treated treatment untreated therapy filling filled fill restored restoration restorative amalgam composite resin
-    glass ionomer ceramic metal metallic gold zirconia porcelain acrylic cement base liner inlay onlay overlay
-    veneer bridge pontic abutment prosthesis prosthetic prosthodontic denture removable fixed partial full complete
-    implant screw post core pin endodontic endodontics endo endodontically rct obturated obturation overfilled
-    underfilled overhang overhanging gutta percha sealer sealant apicoectomy pulpotomy pulpectomy sealed orthodontic
-    bracket band wire brace retainer appliance plate splint space maintainer device artifact artefact marker
+    ionomer ceramic metal metallic zirconia porcelain acrylic cement base liner inlay onlay overlay veneer bridge
+    pontic abutment prosthesis prosthetic prosthodontic denture removable fixed partial full complete implant screw
+    post core pin endodontic endodontics endo endodontically rct obturated obturation overfilled underfilled
+    overhang overhanging gutta percha sealer sealant apicoectomy pulpotomy pulpectomy sealed orthodontic bracket
+    band wire brace retainer appliance plate splint space maintainer device artifact artefact marker
 """
 _DEGREES = """
     no non none not without with and or of in on the to at by for yes true false present negative positive normal
     sound healthy intact clean background other others unknown uncertain undefined unlabeled unlabelled suspected
     suspicious possible probable definite initial incipient early moderate advanced late severe mild deep
-    superficial shallow extensive small medium large low high minor major active inactive arrested acute chronic
-    recurrent secondary residual stage grade degree class type level score category code index kind i ii iii iv v vi
-    icdas pai fdi iso uni external internal old new good poor adequate inadequate defective satisfactory quality
-    multiple single double object box label whole image
+    superficial shallow extensive small medium large low high active inactive arrested acute chronic recurrent
+    secondary residual stage grade degree class type level score category code index kind i ii iii iv v vi icdas pai
+    fdi iso uni external internal old new good poor adequate inadequate defective satisfactory quality multiple
+    single double object box label whole image
 """
 _PRACTICE = """
-    radiograph panoramic panorama opg bitewing intraoral extraoral cbct xray x ray
+    radiograph panoramic panorama opg bitewing intraoral extraoral cbct xray
 """
 WORDS = frozenset(" ".join((_SIDES, _ANATOMY, _FINDINGS, _TREATMENT, _DEGREES, _PRACTICE)).split())
 """In lower case and the singular."""

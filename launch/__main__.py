@@ -30,9 +30,9 @@ def slurm_command(argv: Sequence[str]) -> None:
     parser = new_parser(f"{PROG} slurm", slurm_command.__doc__ or "")
     parser.add_class_arguments(SlurmConfig)
     parser.add_argument("--script", type=str, default="pretrain.sbatch", help="file to write")
-    parser.add_argument("--submit", type=bool, default=False, help="true: hand it to sbatch")
+    parser.add_argument("--submit", type=bool, nargs="?", const=True, default=False, help="hand it to sbatch")
     own = {f"--{name}" for name in (*SlurmConfig.__dataclass_fields__, "script", "submit", "help")} | {"-h"}
-    mine, runs = _split([("--submit=true" if a == "--submit" else a) for a in argv], own)
+    mine, runs = _split(argv, own)
     given = vars(read(parser, mine, lists=("--seeds",)))
     path, submit = Path(given.pop("script")), given.pop("submit")
     config, resume = read_command_line(runs)  # a mistake is told now, not when the job starts

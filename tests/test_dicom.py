@@ -442,6 +442,27 @@ def test_unused_bits_and_values_that_do_not_start_at_the_lowest():
     assert np.array_equal(decode(saved(made), depth=16).pixels, values)
 
 
+@pytest.mark.parametrize("syntax", [None, RLELossless, JPEG2000Lossless])
+def test_a_graphic_in_the_unused_bits_is_not_shown(syntax):
+    """It may spell a name; a compressed image of more bits than declared, and without a graphic, is taken whole."""
+    values = ramp()
+    drawn = values.astype("<u2").copy()
+    drawn[2:5] |= 0x8000
+    for graphic in (True, False):
+        made = dataset(drawn, 16)
+        if syntax:
+            made.compress(syntax)
+        made.BitsStored, made.HighBit = 12, 11
+        if graphic:
+            made.add_new(0x60000102, "US", 15)
+        found = decode(saved(made), depth=16)
+        if graphic or syntax != JPEG2000Lossless:
+            assert found.bits == 12
+            assert np.array_equal(found.pixels, values)
+        else:
+            assert found.bits == 16
+
+
 def test_colour_becomes_luma():
     generator = np.random.default_rng(0)
     for bits in (8, 12, 16):
@@ -553,7 +574,10 @@ def test_bombs_are_refused_before_they_are_decoded(monkeypatch):
     zeros = dataset(ramp(), syntax=DeflatedExplicitVRLittleEndian)
     zeros.add_new(0x00990010, "LO", "X")
     zeros.add_new(0x00991001, "OB", bytes(20_000))
-    assert "bomb" in reason(saved(zeros))
+    told = saved(zeros)
+    assert "bomb" in reason(told)
+    assert told[132:136] == b"\2\0\0\0"
+    assert "bomb" in reason(told[:132] + told[144:])  # no group length, which readers can do without
 
 
 # -- what leaves the header --

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import LAUNCHED_1, ROOT, logged, smoke
+from processes import LAUNCHED, LAUNCHED_1, ROOT, logged, smoke
 from slurm_here import slurm
 
 from launch.__main__ import main
@@ -91,6 +91,34 @@ def test_a_job_that_meets_its_time_limit_is_requeued_and_finishes_as_if_undistur
     assert "stopped after step" in said
     smoke(tmp_path / "whole" / "r", shards, "--steps", steps, command=LAUNCHED_1)
     assert logged(out) == logged(tmp_path / "whole" / "r")
+
+
+@pytest.mark.slow
+def test_an_array_of_jobs_on_two_nodes_is_submitted_and_each_goes_on_by_itself(shards, tmp_path):
+    """`--submit`, `--nodes 2` and `--seeds` for real; one of the seeds meets its time limit."""
+    steps, seeds, out = 40, (3, 5), tmp_path / "r"
+    setup = f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={ROOT} OMP_NUM_THREADS=1"
+    job = ["--nodes", 2, "--gpus", "false", "--cpus", 1, "--time", 3, "--grace", 60, "--setup", f"'{setup}'"]
+    job += ["--seeds", *seeds, "--script", tmp_path / "job.sbatch", "--submit", "true"]
+    run = ["--recipe", "smoke", "--data.shards", shards, "--steps", steps, "--out", out]
+    with slurm(2) as cluster:
+        code, said = cluster.run([sys.executable, "-m", "launch", "slurm", *map(str, [*job, *run])], 120)
+        assert code == 0, said
+        assert "Submitted batch job 1" in said
+        disturbed, other = (out / f"seed-{seed}" for seed in seeds)
+        list(iter_until(lambda: (disturbed / "metrics.jsonl").exists(), 200))
+        assert cluster.run(["scontrol", "update", "JobId=1_0", "TimeLimit=1"])[0] == 0
+        list(iter_until(lambda: '"stopped"' in (disturbed / "state.json").read_text(), 100))
+        list(iter_until(lambda: "1_0 PENDING" in cluster.run(["squeue", "-h", "-r", "-o", "'%i %T'"])[1], 30))
+        assert cluster.run(["scontrol", "update", "JobId=1_0", "TimeLimit=30"])[0] == 0
+        for folder in (disturbed, other):
+            state = folder / "state.json"
+            list(iter_until(lambda state=state: state.exists() and '"finished"' in state.read_text(), 300))
+    tries = [(tmp_path / "r.slurm" / f"pretrain-1_{i}.log").read_text().count("on node[0-1]") for i in (0, 1)]
+    assert tries == [2, 1]
+    for seed in seeds:
+        smoke(tmp_path / f"{seed}" / "r", shards, "--steps", steps, "--seed", seed, command=LAUNCHED)
+        assert logged(out / f"seed-{seed}") == logged(tmp_path / f"{seed}" / "r")
 
 
 def iter_until(found, seconds: float):

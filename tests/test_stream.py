@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from stand_ins import Sized
 
-from data_shards.index import INDEX_DTYPE, index_shards
+from data_shards.index import INDEX_DTYPE, index_shards, walk_tar
 from data_shards.pack import PackConfig, pack
 from data_shards.stream import Address, ShardError, ShardSet, Stream, epoch_order
 
@@ -201,6 +201,24 @@ def test_the_header_walk_agrees_with_tarfile(tmp_path, fmt):
     assert [int(samples.image(i).mean().round()) for i in range(4)] == [9, 5, 4, 8]
     assert samples.meta(0) == {"id": 1}
     assert samples.meta(3) == {"id": "last"}
+
+
+@pytest.mark.parametrize(("size", "pax"), [(b"-0001000", b""), (b"0000_100", b""), (b"\xff" * 12, b""), (b"3", b"1 a")])
+def test_numbers_that_are_none_end_a_walk(tmp_path, size, pax):
+    """A negative size would have it walk in a circle."""
+
+    def header(name, size, kind):
+        raw = bytearray(512)
+        raw[: len(name)], raw[124 : 124 + len(size)], raw[156:157], raw[257:263] = name, size, kind, b"ustar\0"
+        raw[148:156] = b"        "
+        raw[148:156] = b"%06o\0 " % sum(raw)
+        return bytes(raw)
+
+    before = header(b"x", b"%o" % len(pax), b"x") + pax.ljust(512, b"\0") if pax else b""
+    path = tmp_path / "f.tar"
+    path.write_bytes(before + header(b"a.png", b"3", b"0") + b"abc".ljust(512, b"\0") + header(b"b.png", size, b"0"))
+    with pytest.raises(ShardError, match=r"damaged tar header at byte 1024|cut short"):
+        list(walk_tar(path))
 
 
 def test_colour_and_16_bits_from_elsewhere(tmp_path):
