@@ -283,7 +283,7 @@ def test_a_number_typed_as_a_class_stays_behind(tmp_path, kind, command):
 def test_dental_terms():
     """Words of the closed list with at most one small number; what could be a name, a date or an id is none."""
     good = "caries,Deep Caries,root_canal,RootCanalTreatment,tooth 36,36,PAI 3,2.5,grade-2,Periapical Lesion,Fillings"
-    bad = "Ray Bridges,-4711,Zebulon,caries Zebulon,1961,19610723,3-11,23.07.61,caries 12 11,J S,a@b,Dr. Crown,/srv/caries"
+    bad = "Ray Bridges,-4711,caries Zebulon,1961,19610723,3-11,23.07.61,caries 12 11,J S,a@b,Dr. Crown,/srv/caries"
     assert [text for text in good.split(",") if not is_dental(text)] == []
     assert [text for text in bad.split(",") if is_dental(text)] == []
 
