@@ -52,12 +52,13 @@ def depth_of(lowest: int, highest: int) -> int:
 def of_integers(values: np.ndarray, declared: int | None = None) -> tuple[np.ndarray, int]:
     """Integers of any type [H, W] as uint8 or uint16 and their bits.
 
-    `declared` bits are believed if the values fit; otherwise the values' range decides (`depth_of`). Where a value
-    is negative, all are lifted by half of the depth, so that the order of gray stays.
+    `declared` bits are believed if the values fit, but 16, which tell of the container only; otherwise the values'
+    range decides (`depth_of`). Where a value is negative, all are lifted by half of the depth, so that the order of
+    gray stays.
     """
     lowest, highest = int(values.min()), int(values.max())
     bits = depth_of(lowest, highest)
-    if declared and 8 <= declared <= 16 and _fits(lowest, highest, declared):
+    if declared and 8 <= declared < 16 and _fits(lowest, highest, declared):
         bits = declared
     lifted = values.astype(np.int32) + (1 << bits - 1) if lowest < 0 else values
     return lifted.astype(np.uint8 if bits == 8 else np.uint16), bits

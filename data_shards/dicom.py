@@ -8,7 +8,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import pydicom
-from pydicom.encaps import get_frame
+from pydicom.encaps import get_frame, parse_fragments
 from pydicom.pixels import apply_color_lut, get_decoder
 from pydicom.pixels.decoders.base import Decoder
 from pydicom.uid import UID, JPEGExtended12Bit, RLELossless
@@ -60,7 +60,8 @@ def frames(raw: bytes, burned_in: Literal["reject", "keep"]) -> Iterator[Radiogr
     decoder = _decoder(header, syntax)
     rows, columns = int(header.Rows), int(header.Columns)
     check_size(columns, rows)
-    count = max(1, int(number(header, "NumberOfFrames") or 1))
+    stated = max(1, int(number(header, "NumberOfFrames") or 1))
+    count = min(stated, _most_frames(header, decoder))
     about = facts(header, _COMPRESSIONS[syntax])
     for index in range(min(count, MAX_FRAMES)):
         try:
@@ -72,6 +73,16 @@ def frames(raw: bytes, burned_in: Literal["reject", "keep"]) -> Iterator[Radiogr
             yield RadiographError(DAMAGED)
     if count > MAX_FRAMES:
         yield RadiographError(f"images after the first {MAX_FRAMES} of a file are not read")
+    if stated > count:
+        yield RadiographError("the header tells of more images than the file holds")
+
+
+def _most_frames(header: Any, decoder: Decoder) -> int:
+    """As many as the pixel data can hold, the last one perhaps cut: a header can say anything."""
+    if decoder.is_encapsulated:
+        return max(1, parse_fragments(header.PixelData)[0] - 1)  # the first item is the offset table
+    bits = int(header.Rows) * int(header.Columns) * int(header.SamplesPerPixel) * int(header.BitsAllocated)
+    return max(1, -(-8 * len(header.PixelData) // max(1, bits)))
 
 
 def _syntax(header: Any) -> str:

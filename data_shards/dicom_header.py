@@ -76,6 +76,15 @@ def word(header: Dataset, keyword: str) -> str:
     return value.strip().upper() if isinstance(value, str) else ""
 
 
+def words(header: Dataset, keyword: str) -> list[str]:
+    """All values of an element of code strings, in capitals."""
+    value = element(header, keyword, "")
+    try:
+        return [str(one).strip().upper() for one in ([value] if isinstance(value, str) else value)]
+    except TypeError:  # a number
+        return [str(value)]
+
+
 def facts(header: Dataset, compression: str) -> dict[str, Any]:
     """The header's technical metadata: numbers within likely bounds, words of closed lists. Nothing else leaves."""
     found: dict[str, Any] = {"format": "dicom", "compression": compression}
@@ -103,17 +112,14 @@ def pixel_aspect(header: Dataset) -> float:
 
 
 def patient(header: Dataset) -> str:
-    """PatientID, with its issuer where one is named (`id^^^issuer`); "" where it says nothing.
+    """The letters and digits of PatientID, in lower case; "" where it says nothing.
 
-    That is if it is empty, all zeros, X or punctuation, or a word as "ANONYMOUS". Other ids are believed: two patients
-    taken for one cost nothing, one taken for two could be on both sides of a holdout.
+    That is if it is empty, all zeros, X or punctuation, or a word as "ANONYMOUS". Other ids are believed, and their
+    issuer, which one system of a clinic writes and the next does not, has no say: two patients taken for one cost
+    nothing, one taken for two could be on both sides of a holdout.
     """
-    owner = str(element(header, "PatientID", "")).strip()
-    letters = "".join(c for c in owner.casefold() if c.isalnum())
-    if not letters.strip("0") or not letters.strip("x") or letters in _NOBODY:
-        return ""
-    issuer = str(element(header, "IssuerOfPatientID", "")).strip()
-    return f"{owner}^^^{issuer}" if issuer else owner
+    letters = "".join(c for c in str(element(header, "PatientID", "")).casefold() if c.isalnum())
+    return "" if not letters.strip("0") or not letters.strip("x") or letters in _NOBODY else letters
 
 
 def _spacing(header: Dataset, keyword: str) -> tuple[float, float] | None:

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from data_shards.depth import DAMAGED, RadiographError
-from data_shards.dicom_header import MODALITIES, element, word
+from data_shards.dicom_header import MODALITIES, element, word, words
 
 _DIRECTORY = "1.2.840.10008.1.3.10"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and .7.1 to .7.4, its forms of several frames
@@ -47,16 +47,18 @@ _REMEDY = "if it is a radiograph, save it as an image file, or with modality IO,
 def check_kind(header: Any, burned_in: Literal["reject", "keep"]) -> None:
     """Raise RadiographError for what is no radiograph, or may have names burned in.
 
-    Names may stand in pixels where BurnedInAnnotation is YES, in secondary captures, and where ConversionType says
-    that an image did not come straight from a digital device (workstation, scanner, film, video, drawing).
+    Names may stand in pixels where BurnedInAnnotation is YES, in secondary captures and saved screens, and where
+    ConversionType says that an image did not come straight from a digital device (workstation, scanner, film, video,
+    drawing). Of several values the worst counts.
     """
-    directory = element(header.file_meta, "MediaStorageSOPClassUID") == _DIRECTORY
-    if directory or element(header, "DirectoryRecordSequence") is not None:
+    stored_as = str(element(header.file_meta, "MediaStorageSOPClassUID", ""))
+    if stored_as == _DIRECTORY or element(header, "DirectoryRecordSequence") is not None:
         raise RadiographError("a DICOMDIR: an index of other files, without an image")
     kind = str(element(header, "SOPClassUID", ""))
     modality = word(header, "Modality") or _MODALITY_OF_CLASS.get(kind, "")
-    captured = kind == _SECONDARY_CAPTURE or kind.startswith(_SECONDARY_CAPTURE + ".")
-    converted = word(header, "ConversionType") not in ("", "DI")
+    captured = any(f"{uid}.".startswith(f"{_SECONDARY_CAPTURE}.") for uid in (kind, stored_as))
+    captured |= "SCREEN SAVE" in words(header, "ImageType")
+    converted = not {"", "DI"}.issuperset(words(header, "ConversionType"))
     if "PixelData" not in header:
         if "Rows" not in header and kind:
             raise RadiographError("a DICOM object without an image (report, presentation state, document or such)")
@@ -69,7 +71,7 @@ def check_kind(header: Any, burned_in: Literal["reject", "keep"]) -> None:
         raise RadiographError(
             "a DICOM secondary capture, which may have names in its pixels: --burned-in keep takes it"
         )
-    if burned_in == "reject" and word(header, "BurnedInAnnotation") == "YES":
+    if burned_in == "reject" and "YES" in words(header, "BurnedInAnnotation"):
         raise RadiographError("DICOM says that text is burned into its pixels: --burned-in keep takes it")
     if modality in taken:
         return

@@ -549,3 +549,15 @@ def test_formats_are_the_ones_that_hold_radiographs():
     for kind in ("ico", "pcx", "tga", "eps"):
         assert "not an image" in reason(saved(image, kind)), kind
     assert set(images.FORMATS) == {"PNG", "JPEG", "BMP", "WEBP", "JPEG2000", "GIF", "PPM"}
+
+
+def test_sixteen_declared_bits_tell_of_the_container_only():
+    """12-bit values that a writer put into 16: JPEG 2000 and PGM by OpenCV, PNG with sBIT 16."""
+    values = (np.arange(64 * 64, dtype=np.uint16) % 4096).reshape(64, 64)
+    values[0, 0] = 4095
+    jp2 = cv2.imencode(".jp2", values, [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000])[1].tobytes()
+    pgm = b"P5 64 64 65535\n" + values.astype(">u2").tobytes()
+    for raw in (jp2, pgm, deep_png(values, 0, (b"sBIT", bytes([16])))):
+        found = decode(raw, depth=16)
+        assert found.bits == 12
+        assert np.abs(found.pixels.astype(int) - values).max() <= 2
