@@ -71,7 +71,7 @@ def check_kind(header: Any, burned_in: Literal["reject", "keep"]) -> None:
         raise RadiographError(
             "a DICOM secondary capture, which may have names in its pixels: --burned-in keep takes it"
         )
-    if burned_in == "reject" and "YES" in words(header, "BurnedInAnnotation"):
+    if burned_in == "reject" and any(said.startswith("Y") for said in words(header, "BurnedInAnnotation")):
         raise RadiographError("DICOM says that text is burned into its pixels: --burned-in keep takes it")
     if modality in taken:
         return

@@ -1,22 +1,27 @@
 """Which radiograph an annotation means."""
 
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Callable, Iterable
+from functools import cached_property
 from pathlib import PurePosixPath
 
 from data_shards.inventory import Entry
 
 
 class ImageFinder:
-    """Finds the radiograph that an annotation means, by the longest name that only one radiograph has."""
+    """Finds the radiograph that an annotation means, by the longest name that only one radiograph has.
+
+    Names are compared in composed form (Unicode NFC; archives made on a Mac hold decomposed ones), and where nothing
+    has a name as it is written, without regard to case.
+    """
 
     def __init__(self, images: Iterable[Entry]) -> None:
-        self._by_place: dict[object, list[Entry]] = {}
-        self._by_name: dict[str, list[Entry]] = {}
-        for image in images:
-            self._by_place.setdefault(image.place, []).append(image)
-            parts = image.path.parts
-            for name in {*("/".join(parts[i:]) for i in range(len(parts))), image.stem}:
-                self._by_name.setdefault(name, []).append(image)
+        self._images = list(images)
+        self._exact = _Names(self._images, _composed)
+
+    @cached_property
+    def _folded(self) -> "_Names":
+        return _Names(self._images, lambda name: _composed(name).casefold())
 
     def beside(self, annotation: Entry) -> Entry | None:
         """The image of an annotation file: the same stem beside it or in a twin folder, else anywhere if unique.
@@ -24,7 +29,10 @@ class ImageFinder:
         `<stem>_mask` is tried as itself, then as `<stem>`.
         """
         for entry in (annotation, annotation.unmasked()):
-            if found := self._by_place.get(entry.place) or self._by_name.get(entry.stem, []):
+            if found := self._exact.beside(entry):
+                return found[0] if len(found) == 1 else None
+        for entry in (annotation, annotation.unmasked()):
+            if found := self._folded.beside(entry):
                 return found[0] if len(found) == 1 else None
         return None
 
@@ -35,10 +43,38 @@ class ImageFinder:
         packed together may call their images alike, and mean their own.
         """
         parts = PurePosixPath(name.strip().replace("\\", "/")).parts
-        for start in range(len(parts)):
-            if found := self._by_name.get("/".join(parts[start:]), []):
-                return _nearest(found, annotation)
-        return None
+        ends = ["/".join(parts[start:]) for start in range(len(parts))]
+        found = next((f for end in ends if (f := self._exact.named(end))), None)
+        found = found or next((f for end in ends if (f := self._folded.named(end))), None)
+        return _nearest(found, annotation) if found else None
+
+
+def _composed(name: str) -> str:
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+class _Names:
+    """Images by place and by name, both in one `form`."""
+
+    def __init__(self, images: Iterable[Entry], form: Callable[[str], str]) -> None:
+        self._form = form
+        self._by_place: dict[object, list[Entry]] = {}
+        self._by_name: dict[str, list[Entry]] = {}
+        for image in images:
+            self._by_place.setdefault(self._place(image), []).append(image)
+            parts = image.path.parts
+            for name in {*("/".join(parts[i:]) for i in range(len(parts))), image.stem}:
+                self._by_name.setdefault(form(name), []).append(image)
+
+    def beside(self, annotation: Entry) -> list[Entry]:
+        return self._by_place.get(self._place(annotation)) or self.named(annotation.stem)
+
+    def named(self, name: str) -> list[Entry]:
+        return self._by_name.get(self._form(name), [])
+
+    def _place(self, entry: Entry) -> object:
+        folders, stem = entry.place
+        return tuple(map(self._form, folders)), self._form(stem)
 
 
 def _nearest(images: list[Entry], annotation: Entry) -> Entry | None:

@@ -19,6 +19,9 @@ _ORIENTATION = 0x0112
 SIDEWAYS = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
 _PNG_GRAY = 0
+_DEEP_PPM = re.compile(
+    rb"P[36](?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+(?:\d{4,5}|[3-9]\d\d|2[6-9]\d|25[6-9])\s"
+)
 _PGM = re.compile(rb"P[25](?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+(\d{1,5})\s")
 
 
@@ -57,10 +60,14 @@ def _decode(image: Image.Image, raw: bytes) -> Radiograph:
     adobe = kind != "jpeg" or "adobe" in image.info
     image.load()
     colour, bits = _png_header(raw) if kind == "png" and raw else (_PNG_GRAY, None)
+    if kind == "ppm" and _DEEP_PPM.match(raw):
+        raise RadiographError("colour PPM of more than 8 bits, which is not read: save it as PNG or TIFF")
     if colour != _PNG_GRAY:  # Pillow keeps 8 bits of 16-bit colour; OpenCV keeps all, and is silent on damage
         pixels, bits = of_integers(_unscaled(deep_gray(raw), bits), bits)
     elif image.mode.startswith("I"):
-        values = np.asarray(image)
+        values = np.array(image)
+        if isinstance(clear := image.info.get("transparency"), int):
+            values[values == clear] = 0  # over black, as all that is transparent
         if kind == "jpeg2000" and (bits := _jpeg2000_bits(raw)):
             values = values >> 16 - bits  # Pillow stretches to 16
         if kind == "ppm" and (most := _pnm_maximum(raw)):

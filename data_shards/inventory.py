@@ -1,6 +1,7 @@
 """The first pass over the sources: every file entered in the ledger; images, masks and annotation texts told apart."""
 
 import codecs
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ TWIN_FOLDERS = MASK_FOLDERS | {
 """Folders that part the images of a set from what is known of them: left out where files are paired."""
 _MASK_NAME = re.compile(r"[_-](?:mask|seg|segmentation)(\.[^./]*)?$", re.IGNORECASE)
 _MAX_TEXT_BYTES = 256 << 20  # a table of three million boxes
+_LARGE = 1 << 20
+"""Characters beyond which a text is held only if it begins as annotations do."""
 _STARTS = re.compile(r"\s*([{\[<]|[-+]?(\d|\.\d))")  # JSON, XML, a row of numbers
 
 
@@ -145,7 +148,12 @@ def _enter(entry: Entry, member: Member, inventory: Inventory, ledgers: Ledgers,
             else:
                 inventory.images.append(entry)
         elif _may_annotate(head, entry):
-            inventory.texts.append(Text(entry, _decoded(member.read(_MAX_TEXT_BYTES))))
+            text = _decoded(member.read(_MAX_TEXT_BYTES))
+            if len(text) > _LARGE and not _annotates(text):
+                inventory.others.append(entry)
+                ledgers.reject("files", entry.file, NEITHER)
+            else:
+                inventory.texts.append(Text(entry, text))
         else:
             inventory.others.append(entry)
             ledgers.reject("files", entry.file, NEITHER if head else "an empty file")
@@ -173,14 +181,37 @@ def _may_annotate(head: bytes, entry: Entry) -> bool:
     if b"\0" in head:
         return False
     first = _decoded(head)
-    header = first.partition("\n")[0].lower()
-    return (
-        entry.path.suffix.lower() in ANNOTATION_SUFFIXES
-        or _STARTS.match(first) is not None
-        or any(name in re.split(r"[,;\t]", header.replace('"', "").strip()) for name in IMAGE_COLUMNS)
-    )
+    return entry.path.suffix.lower() in ANNOTATION_SUFFIXES or _STARTS.match(first) is not None or _is_table(first)
+
+
+def _annotates(text: str) -> bool:
+    """Whether a text begins as annotations do; only those are worth holding where they are large."""
+    head = text[:_LARGE]
+    first = head.lstrip()[:1]
+    if first in ("{", "["):
+        return '"annotations"' in text
+    if first == "<":
+        return "<annotation" in head
+    rows = [re.split(r"[,;\s]+", row.strip()) for row in head.splitlines()[:100]]
+    return _is_table(head) or any(sum(map(_is_number, row)) >= 4 for row in rows)
+
+
+def _is_table(text: str) -> bool:
+    header = text.lstrip().partition("\n")[0].lower().replace('"', "")
+    return any(name.strip() in IMAGE_COLUMNS for name in re.split(r"[,;\t]", header))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _decoded(raw: bytes) -> str:
-    utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as spreadsheets save "Unicode text"
-    return raw.decode("utf-16" if utf16 else "utf-8-sig", "replace")
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as spreadsheets save "Unicode text"
+        return raw.decode("utf-16", "replace")
+    try:
+        return codecs.getincrementaldecoder("utf-8-sig")().decode(raw)  # a head may end within a character
+    except UnicodeDecodeError:
+        return raw.decode("cp1252", "replace")  # as western spreadsheets save CSV

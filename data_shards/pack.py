@@ -30,7 +30,7 @@ from data_shards.progress import progress
 from data_shards.settle import settle, write_parts
 from data_shards.shares import source_id, source_shares
 from data_shards.sources import Source, open_sources
-from data_shards.unfinished import finish, fresh, unfinished, was_finishing
+from data_shards.unfinished import finish, fresh, unfinished, was_finishing, working_folder
 
 __all__ = ["PackConfig", "pack"]
 
@@ -49,7 +49,7 @@ def pack(config: PackConfig) -> dict[str, Any]:
     key, made = load_key(config.key)
     if made:
         say(f"made a new key for ids, {made}; keep it: with another, patients get other ids")
-    sources = open_sources(config.sources, config.spool_gb)
+    sources = open_sources(config.sources, config.spool_gb, [out, working_folder(out)])
     ledgers = Ledgers()
     inventory = _inventory(sources, key, ledgers, config)
     given = given_annotations(str(config.boxes), sources, inventory, key, ledgers, config.spool_gb)

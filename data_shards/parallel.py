@@ -2,8 +2,11 @@
 
 import logging
 import multiprocessing
+import os
 import re
 import socket
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, wait
@@ -58,11 +61,23 @@ def _result(future: Future[Done], look: Callable[[], None]) -> Done:
     return future.result()
 
 
+def begin_worker(parent: int) -> None:
+    """What a worker process does first: one thread for OpenCV, and one that ends it when its `parent` is killed."""
+    cv2.setNumThreads(1)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)  # a kill leaves workers waiting for work for ever
+
+
 @contextmanager
 def _processes(workers: int) -> Iterator[tuple[Executor, int, Callable[[], None]]]:
     # spawn: forking a process that runs threads (a progress bar, torch) may hang it
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker, initargs=(os.getpid(),)) as pool:
         try:
             yield pool, workers, lambda: None  # a broken pool ends its futures
         except BrokenProcessPool:

@@ -11,6 +11,11 @@ from data_shards.quiet import quiet
 
 __all__ = ["DEPTHS", "MAX_PIXELS", "Radiograph", "RadiographError", "decode", "frames", "looks_like_image"]
 
+MOST_PIXELS_A_BYTE = 200
+"""Pixels of all images of a file for each byte of it, above MAX_PIXELS: lossless codecs save a radiograph as 1 to 5."""
+MANY_BOMB = f"images of over {MOST_PIXELS_A_BYTE} pixels for each byte of their file, taken for a decompression bomb"
+_COST_OF_DAMAGE = MAX_PIXELS // 100
+"""Pixels that an image which cannot be decoded counts as: trying took time, and nobody knows its size."""
 _SIGNATURES = (*tiff.SIGNATURES, b"\x89PNG", b"\xff\xd8\xff", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"GIF8")
 _SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif"),
@@ -43,7 +48,8 @@ def frames(
     """Every image of a file, upright and gray; one that cannot be used is its RadiographError, in its place.
 
     `depth` 8 keeps the highest 8 of the bits found (uint8); 16 keeps all (uint16 where there are more than 8). All
-    metadata but the allowed facts is left behind. The first `next` raises RadiographError where the whole file is
+    metadata but the allowed facts is left behind. One error stands for all images after those that a file of its size
+    may hold. The first `next` raises RadiographError where the whole file is
     unusable. Nothing is printed or logged, as decoders quote headers.
     """
     if not raw:
@@ -54,7 +60,7 @@ def frames(
         found = dicom.frames(raw, burned_in)
     else:
         found = (tiff if raw.startswith(tiff.SIGNATURES) else images).frames(raw)
-    started = False
+    started, budget = False, max(MAX_PIXELS, MOST_PIXELS_A_BYTE * len(raw))
     while True:
         try:
             frame = _next(found)
@@ -65,6 +71,10 @@ def frames(
         if frame is None:
             return
         started = True
+        budget -= frame.pixels.size if isinstance(frame, Radiograph) else _COST_OF_DAMAGE
+        if budget < 0:
+            yield RadiographError(MANY_BOMB)
+            return
         if isinstance(frame, Radiograph) and depth == 8:
             frame = frame._replace(pixels=highest_eight(frame.pixels, frame.bits))
         yield frame

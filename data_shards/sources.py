@@ -8,7 +8,7 @@ import glob
 import io
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,12 +26,15 @@ from data_shards.spool import Spool
 class Source:
     """Something to pack. `label` stands for it in the names that ids are made of, wherever it lies on the disk.
 
-    `spool_bytes` is the size of the temporary file for archives inside its archives.
+    `spool_bytes` is the size of the temporary file for archives inside its archives; `leaves` are folders below it that
+    are not looked into; `linked` says that a pattern met it at or behind a link.
     """
 
     path: Path
     label: str
     spool_bytes: int = int(SPOOL_GB * 1e9)
+    leaves: frozenset[Path] = frozenset()
+    linked: bool = False
 
     def members(self) -> Iterator[Member]:
         """Its files, each under a name of its own (`x#2` where an archive holds `x` twice), always in the same order.
@@ -70,8 +73,11 @@ class Source:
             member.close()
 
     def _files(self, spool: Spool) -> Iterator[Member]:
+        if self.linked:
+            yield Member(self.path.name, 0, io.BytesIO, refusal(True, False))
+            return
         if self.path.is_dir():
-            for member in _in_folder(self.path):
+            for member in _in_folder(self.path, self.leaves):
                 yield from unfolded(member, spool)
                 member.close()
             return
@@ -96,24 +102,26 @@ class _Place(NamedTuple):
     path: Path
     label: str
     named: bool = True
+    linked: bool = False
 
 
-def open_sources(paths: Sequence[str | Path], spool_gb: float = SPOOL_GB) -> list[Source]:
+def open_sources(paths: Sequence[str | Path], spool_gb: float = SPOOL_GB, leaves: Iterable[Path] = ()) -> list[Source]:
     """The sources at `paths`, which may be patterns such as `clinic/**/*.zip`; archives are recognised by content.
 
-    `spool_gb` is the size in 10^9 bytes of the temporary file for inner archives. Raises PackError for a path or
-    pattern at which nothing lies, and for a path that cannot be read; among many that match a pattern, one such is
-    left to the ledgers.
+    `spool_gb` is the size in 10^9 bytes of the temporary file for inner archives, `leaves` are folders that are not
+    read even where they lie in a source. Raises PackError for a path or pattern at which nothing lies, and for a path
+    that cannot be read; among many that match a pattern, one such is left to the ledgers.
     """
     sources: list[Source] = []
     labels: set[str] = set()
+    left = frozenset(folder.resolve() for folder in leaves)
     for place in (place for path in paths for place in _places(path)):
         label, count = place.label, 1
         while label in labels:
             count += 1
             label = f"{place.label}#{count}"
         labels.add(label)
-        source = Source(place.path, label, int(spool_gb * 1e9))
+        source = Source(place.path, label, int(spool_gb * 1e9), left, place.linked)
         if place.named:
             source.check()
         sources.append(source)
@@ -139,11 +147,16 @@ def _places(path: str | Path) -> list[_Place]:
     outermost = sorted(place for place in found if not found.intersection(place.parents))
     if not outermost:
         raise PackError(f"nothing matches {path}: check the pattern (`**` stands for folders at any depth)")
-    return [_Place(place, place.relative_to(root).as_posix(), named=False) for place in outermost]
+    return [_Place(place, place.relative_to(root).as_posix(), False, _is_linked(place, root)) for place in outermost]
 
 
-def _in_folder(folder: Path) -> Iterator[Member]:
-    """The files below a folder in the order of their names, whatever the order of the file system."""
+def _is_linked(place: Path, root: Path) -> bool:
+    """Whether it is a link, or lies behind one, that the pattern and not the user named."""
+    return any(one.is_symlink() for one in (place, *place.parents) if one.is_relative_to(root) and one != root)
+
+
+def _in_folder(folder: Path, leaves: Collection[Path]) -> Iterator[Member]:
+    """The files below a folder but not in `leaves`, in the order of their names, whatever that of the file system."""
     waiting = [folder]
     while waiting:
         place = waiting.pop()
@@ -156,7 +169,8 @@ def _in_folder(folder: Path) -> Iterator[Member]:
         folders = []
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                folders.append(Path(entry.path))
+                if not leaves or Path(entry.path).resolve() not in leaves:
+                    folders.append(Path(entry.path))
             else:
                 yield _member(Path(entry.path), Path(entry.path).relative_to(folder).as_posix())
         waiting += reversed(folders)

@@ -17,8 +17,13 @@ _BIG_ENDIAN_BIG = SIGNATURES[3]
 
 # TIFF 6.0 tags and values
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES = 254, 256, 257, 258, 262, 274, 277
-_ACROSS, _DOWN, _FORMAT = 282, 283, 339
-_TAGS = (_SUBFILE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _ACROSS, _DOWN, _FORMAT)
+_COMPRESSION, _PLANES, _ACROSS, _DOWN, _FORMAT = 259, 284, 282, 283, 339
+_TAGS = (
+    *(_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANES),
+    *(_ACROSS, _DOWN, _FORMAT),
+)
+_READ = (1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946)
+"""Compressions: none, CCITT, LZW, JPEG, deflate, PackBits. Others depend on how a library was built."""
 _WHITE_IS_ZERO, _UNSIGNED, _SIGNED, _FLOAT = 0, 1, 2, 3
 _REDUCED_OR_MASK = 1 | 4
 
@@ -73,6 +78,8 @@ def _decode(raw: bytes, start: int, tags: dict[int, Any]) -> Radiograph:
     if tags.get(_SUBFILE, 0) & _REDUCED_OR_MASK:
         raise RadiographError("a page that is a reduced copy or a mask of another page")
     check_size(tags[_WIDTH], tags[_HEIGHT])
+    if tags.get(_COMPRESSION, 1) not in _READ:
+        raise RadiographError("a TIFF compression that is not read: save it with LZW or deflate, or uncompressed")
     page = _from_page(raw, start)
     depth, form = max(tags.get(_BITS, (1,))), max(tags.get(_FORMAT, (_UNSIGNED,)))
     if depth > 8:
@@ -88,7 +95,8 @@ def _decode(raw: bytes, start: int, tags: dict[int, Any]) -> Radiograph:
 
 def _deep(page: bytes, depth: int, form: int, tags: dict[int, Any]) -> tuple[np.ndarray, int]:
     """More than 8 bits, or floating point: by OpenCV, which turns pages upright and keeps white at zero."""
-    if tags.get(_SAMPLES, 1) not in (1, 3, 4):
+    apart = tags.get(_PLANES) == 2 and tags.get(_SAMPLES, 1) > 1  # of which OpenCV returns memory it never wrote
+    if tags.get(_SAMPLES, 1) not in (1, 3, 4) or apart:
         raise RadiographError("a TIFF with samples that are not read: save it as gray with 8 or 16 bits")
     values = deep_gray(page)
     declared = depth if depth < 16 else None

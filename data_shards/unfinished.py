@@ -20,7 +20,7 @@ def unfinished(out: Path) -> Iterator[Path]:
 
     Raises PackError where it cannot be written, also within, and where another pack has it.
     """
-    folder = _working_folder(out)
+    folder = working_folder(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / _LOCK).open("w")
@@ -62,7 +62,7 @@ def finish(made: Path, out: Path) -> None:
 
 def was_finishing(out: Path) -> bool:
     """Whether a pack was killed between giving `out` its name and clearing up, which is done then."""
-    folder = _working_folder(out)
+    folder = working_folder(out)
     if not (folder / SPOOL).exists() or (folder / _MADE).exists():
         return False
     with (folder / _LOCK).open("w") as lock:
@@ -74,7 +74,8 @@ def was_finishing(out: Path) -> bool:
     return True
 
 
-def _working_folder(out: Path) -> Path:
+def working_folder(out: Path) -> Path:
+    """Where a pack into `out` works until it is finished."""
     return out.absolute().parent / f".{out.absolute().name}.packing"
 
 

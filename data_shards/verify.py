@@ -9,13 +9,13 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 
 from data_shards.books import check_books, check_files
 from data_shards.errors import ShardError
 from data_shards.index import BLOCK, index_shards, name_in_header, split_name
 from data_shards.manifest import INDEX, MANIFEST, REJECTED, sha256_of
+from data_shards.parallel import begin_worker
 from data_shards.progress import progress
 from data_shards.sample import fields_of, gray_of
 from data_shards.shard_set import ShardSet
@@ -110,7 +110,7 @@ def _spread(runs: list[Run], workers: int) -> Iterator[Found]:
         return
     # spawn: forking a process that runs threads (a progress bar, torch) may hang it
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,)) as pool:
+    with ProcessPoolExecutor(workers, context, begin_worker, (os.getpid(),)) as pool:
         try:
             yield from pool.map(check_run, runs)
         except BrokenProcessPool:

@@ -30,7 +30,7 @@ def slurm_command(argv: Sequence[str]) -> None:
     parser = new_parser(f"{PROG} slurm", slurm_command.__doc__ or "")
     parser.add_class_arguments(SlurmConfig)
     parser.add_argument("--script", type=str, default="pretrain.sbatch", help="file to write")
-    parser.add_argument("--submit", type=bool, nargs="?", const=True, default=False, help="hand it to sbatch")
+    parser.add_argument("--submit", type=bool, default=False, help="hand it to sbatch")
     own = {f"--{name}" for name in (*SlurmConfig.__dataclass_fields__, "script", "submit", "help")} | {"-h"}
     mine, runs = _split(argv, own)
     given = vars(read(parser, mine, lists=("--seeds",)))

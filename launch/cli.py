@@ -52,7 +52,8 @@ def read(parser: ArgumentParser, argv: Sequence[str], lists: Sequence[str] = ())
     (`--data.shards a b`). A mistake ends the program through `fail`, naming the option and the valid ones.
     """
     try:
-        return parser.instantiate(parser.parse_args(_fold_lists([_underscored(a) for a in argv], lists)))
+        told = _with_values([_underscored(a) for a in argv], _switches(_subparser(parser, argv)))
+        return parser.instantiate(parser.parse_args(_fold_lists(told, lists)))
     except Exception as error:  # jsonargparse raises ArgumentError, NSKeyError, TypeError, yaml errors ...
         if isinstance(error, (KeyboardInterrupt, MemoryError)):
             raise
@@ -72,6 +73,21 @@ def _underscored(argument: str) -> str:
         return argument
     name, equals, value = argument.partition("=")
     return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _switches(parser: ArgumentParser) -> set[str]:
+    """The options that are on or off."""
+    actions = [action for action in parser._actions if getattr(action, "_typehint", None) is bool]
+    return {option for action in actions for option in action.option_strings}
+
+
+def _with_values(argv: list[str], switches: set[str]) -> list[str]:
+    """`--drop_near` alone is `--drop_near true`."""
+    following = [*argv[1:], ""]
+    return [
+        f"{argument}=true" if argument in switches and after.lower() not in ("true", "false", "yes", "no") else argument
+        for argument, after in zip(argv, following, strict=True)
+    ]
 
 
 def _fold_lists(argv: list[str], lists: Sequence[str]) -> list[str]:

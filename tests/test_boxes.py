@@ -2,6 +2,7 @@
 
 import io
 import json
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
+from data_shards import inventory
 from data_shards.boxes import Box, Boxes
 from data_shards.coco import _run_corners
 from data_shards.crops import CropError
@@ -21,11 +23,13 @@ from data_shards.ids import Key
 from data_shards.inventory import Entry, Inventory, Masked, Text
 from data_shards.ledger import Ledgers
 from data_shards.masks import read_mask
+from data_shards.member import Member
 from data_shards.orient import place
 from data_shards.pack import PackConfig, pack
 from data_shards.planning import plan_boxes
 from data_shards.preview import preview
 from data_shards.shard_set import ShardSet
+from data_shards.sources import Source
 
 KEY = Key(b"a public key for tests", None)
 WIDTH, HEIGHT = 200, 120
@@ -700,3 +704,50 @@ def test_preview_draws_the_boxes_of_every_format(tmp_path):
             assert all(side.max() == 255 for side in sides), name
     assert sheets["none"].shape[0] > height
     assert (sheets["none"][:height] == 40).all()
+
+
+@pytest.mark.parametrize(
+    ("stored", "told", "encoding"),
+    [
+        (unicodedata.normalize("NFD", "Röntgen é"), "Röntgen é", "utf-8"),
+        ("Röntgen é", "Röntgen é", "cp1252"),
+        ("IMG_1", "img_1", "utf-8"),
+    ],
+)
+def test_names_are_compared_as_people_read_them(tmp_path, stored, told, encoding):
+    """A Mac's archive has decomposed names, a western spreadsheet saves cp1252, and Windows knows no case."""
+    table = f"image,x0,y0,x1,y1,fdi\n{told}.png,20,10,60,50,11\n".encode(encoding)
+    source = zipped(tmp_path / "a.zip", {f"{stored}.png": saved(radiograph()), "boxes.csv": table})
+    assert packed(source, tmp_path / "out")["ledgers"]["boxes"] == {"seen": 1, "used": 1, "rejected": 0}
+    beside = {f"{stored}.png": saved(radiograph()), f"{told}.txt": "0 0.5 0.5 0.3 0.5"}
+    source = zipped(tmp_path / "b.zip", beside)
+    assert packed(source, tmp_path / "beside")["ledgers"]["boxes"] == {"seen": 1, "used": 1, "rejected": 0}
+
+
+def test_case_counts_where_two_images_differ_by_it_alone(tmp_path):
+    images = {"x.png": saved(radiograph(1)), "X.png": saved(radiograph(2))}
+    table = "image,x0,y0,x1,y1\nX.png,20,10,60,50\nx.PNG,20,10,60,50\n"
+    source = zipped(tmp_path / "a.zip", {**images, "boxes.csv": table})
+    assert packed(source, tmp_path / "out")["ledgers"]["boxes"] == {"seen": 2, "used": 1, "rejected": 1}
+
+
+def test_large_texts_are_held_only_if_they_begin_as_annotations_do():
+    log = "2014-03-01 12:00:00 viewer started\n" * 40_000
+    assert len(log) > inventory._LARGE
+    rows = "4 10.5 20 30.25\n" * 3
+    for text in (
+        '{"images": [], "annotations": []}',
+        "<annotation>",
+        "image,x0\n",
+        "image;x0\n",
+        "0 0.5 0.5 0.1 0.1",
+        rows,
+    ):
+        assert inventory._annotates(text)
+    for text in (log, '{"level": "info"}\n' * 9, "<html>", "1,2,3\n", "nan inf nan inf"):
+        assert not inventory._annotates(text)
+    ledgers, key = Ledgers(), Key(b"a public key for tests", None)
+    member = Member("viewer.log", len(log), lambda: io.BytesIO(log.encode()), "")
+    taken = inventory.take_inventory([(0, Source(Path("a"), "a"), [member])], key, ledgers)
+    assert taken.texts == []
+    assert ledgers.totals()["files"] == {"seen": 1, "used": 0, "rejected": 1}

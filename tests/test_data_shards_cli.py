@@ -178,3 +178,11 @@ def test_a_bar_in_a_log_is_a_line_now_and_then(capfd):
     for _ in progress(range(2000), desc="packing"):
         time.sleep(0.0002)
     assert 1 <= capfd.readouterr().err.count("packing") <= 2
+
+
+def test_a_switch_needs_no_value(scans):
+    main(["pack", "scans.zip", "--drop-near", "--out", "a"])
+    main(["pack", "scans.zip", "--out", "b", "--quiet", "--drop-near"])
+    main(["pack", "--drop-near", "false", "scans.zip", "--out", "c"])
+    dropped = [json.loads(Path(out, "manifest.json").read_text())["settings"]["drop_near"] for out in "abc"]
+    assert dropped == [True, True, False]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_shards import depth, images
+from data_shards import depth, images, radiograph
 from data_shards.depth import DEPTHS, depth_of, highest_eight
 from data_shards.radiograph import RadiographError, decode, frames, looks_like_image
 
@@ -561,3 +561,41 @@ def test_sixteen_declared_bits_tell_of_the_container_only():
         found = decode(raw, depth=16)
         assert found.bits == 12
         assert np.abs(found.pixels.astype(int) - values).max() <= 2
+
+
+def test_planes_that_lie_apart_are_refused_where_they_would_be_garbage():
+    planes = np.stack([ramp(16)] * 3)
+    assert "not read" in reason(tiff(planes, photometric="rgb", planarconfig="separate"))
+    shallow = tiff(np.stack([ramp()] * 3), photometric="rgb", planarconfig="separate")
+    assert np.array_equal(decode(shallow).pixels, ramp())
+
+
+def test_compressions_that_depend_on_the_build_are_named():
+    plain, zstd = (struct.pack("<HHII", 259, 3, 1, code) for code in (1, 50000))
+    raw = tiff(ramp(), byteorder="<")
+    assert plain in raw
+    assert "compression" in reason(raw.replace(plain, zstd))
+
+
+def test_a_file_of_many_images_has_a_limit_by_its_size(monkeypatch):
+    monkeypatch.setattr(radiograph, "MAX_PIXELS", 3_000_000)
+    blank = [np.zeros((1000, 1000), np.uint8)] * 40
+    buffer = io.BytesIO()
+    Image.fromarray(blank[0]).save(
+        buffer, "tiff", save_all=True, append_images=[Image.fromarray(b) for b in blank[1:]], compression="tiff_deflate"
+    )
+    raw = buffer.getvalue()
+    found = list(frames(raw))
+    assert len(found) == 1 + max(3, 200 * len(raw) // 1_000_000)
+    assert "decompression bomb" in str(found[-1])
+    assert not any(isinstance(frame, RadiographError) for frame in found[:-1])
+
+
+def test_transparency_of_deep_gray_lies_over_black_and_deep_ppm_is_named():
+    values = ramp(16)
+    clear = int(values[3, 3])
+    raw = deep_png(values, 0, (b"tRNS", clear.to_bytes(2, "big")))
+    assert np.array_equal(decode(raw, depth=16).pixels, np.where(values == clear, 0, values))
+    colour = np.dstack([values] * 3).astype(">u2").tobytes()
+    for most in (256, 4095, 65535):
+        assert "PPM" in reason(b"P6 %d %d %d\n" % (*values.shape[::-1], most) + colour)

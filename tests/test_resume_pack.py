@@ -9,6 +9,7 @@ import zipfile
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -220,3 +221,28 @@ def test_ctrl_c_says_that_the_same_command_goes_on(clinic, capsys, monkeypatch):
     assert stop.value.code == 130
     assert "the same command continues" in capsys.readouterr().err
     assert len(lines_of(clinic)) == COUNT
+
+
+def test_a_killed_pack_leaves_no_worker(clinic):
+    """SIGKILL to the pack alone, as for want of memory: its workers notice, and none waits for ever."""
+    process = subprocess.Popen(command(clinic, "--workers", "2"), cwd=clinic, stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 60
+    while len(workers := psutil.Process(process.pid).children()) < 3:  # and multiprocessing's resource tracker
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    gone, alive = psutil.wait_procs(workers, timeout=20)
+    assert alive == []
+    assert len(gone) == 3
+
+
+def test_a_pack_does_not_read_what_it_writes(tmp_path):
+    """`pack . --out shards`: neither an unfinished folder nor the output is an archive of radiographs."""
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(saved(scan(i)))
+    for folder in (".out.packing", "out"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / ".out.packing" / "left.png").write_bytes(saved(scan(9)))
+    manifest = pack(PackConfig([tmp_path], tmp_path / "out", key=b"a public key for tests", quiet=True))
+    assert manifest["ledgers"]["files"] == {"seen": 3, "used": 3, "rejected": 0}

@@ -747,3 +747,22 @@ def test_an_archive_cut_at_any_byte(damaged_file, kind):
         contents = {name: value for name, value in found.items() if isinstance(value, bytes)}
         complete = contents == whole
         assert complete or len(found) > len(contents) or set(contents) == {"a"}  # `a` is no archive any more
+
+
+def test_links_that_a_pattern_meets_are_not_followed(tmp_path):
+    """What the user names is followed; what lies in the clinic's folder is not."""
+    (tmp_path / "outside" / "deep").mkdir(parents=True)
+    (tmp_path / "outside" / "deep" / "secret.png").write_bytes(b"secret")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "file.png").symlink_to(tmp_path / "outside" / "deep" / "secret.png")
+    (tmp_path / "in" / "folder").symlink_to(tmp_path / "outside" / "deep")
+    (tmp_path / "named").symlink_to(tmp_path / "outside")
+    for pattern in ("in/*", "in/*/*.png", "in/**/*.png"):
+        for place in open_sources([tmp_path / pattern]):
+            for member in place.members():
+                with pytest.raises(MemberError, match="link"):
+                    member.read()
+    (place,) = open_sources([tmp_path / "named" / "*" / "*.png"])
+    assert [member.read() for member in place.members()] == [b"secret"]
+    (place,) = open_sources([tmp_path / "named"])
+    assert [member.read() for member in place.members()] == [b"secret"]
