@@ -30,7 +30,7 @@ COMMANDS = {
     2: [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/cpu-2.yaml", "pretrain.py"],
 }
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-TIMES = ("images_per_s", "data_wait", "memory_gb", "verdict")  # starved is a verdict
+TIMES = ("images_per_s", "data_wait", "memory_gb", "verdict", "knn_every", "knn_seconds")
 HALF_WRITTEN = ("checkpoints/.step-*", ".*-*/*.pth", ".*.json.*")
 """A resume checkpoint, the weights, the facts or the state, beside their places."""
 

@@ -121,7 +121,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """k-NN on labelled crops at the end of a run."""
+    """k-NN on labelled crops, while a run trains and at its end."""
 
     shards: list[str] = field(default_factory=list)
     """Labelled shard folders. Empty: the `holdout` folder beside each training set, where there is one."""
@@ -133,6 +133,11 @@ class EvalConfig:
     """Patient-disjoint folds: each fold's crops are classified by the crops of the other patients."""
     bank: int = 10000
     """Labelled training crops that serve as neighbours beside the other folds; 0 for none. 10,000 embed in seconds."""
+    every: int | None = None
+    """Steps between two scores while training, of which the best one's weights are kept; 0: only at the end. Left out:
+    so many that they cost some 2 % of the run, by the time that its first 20 steps take; a short run has none."""
+    crops: int = 2000
+    """Labelled crops that those scores are measured on, evenly spread: an error of 0.01, and seconds to embed."""
     batch_size: int = 64
     """Crops embedded at a time; changes memory and speed only."""
 
@@ -184,7 +189,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     """AdamW and its schedules."""
     eval: EvalConfig = field(default_factory=EvalConfig)
-    """k-NN at the end of the run."""
+    """k-NN while the run trains and at its end."""
 
     def total_steps(self, samples: int) -> int:
         """Steps of the run over `samples` crops. Raises ConfigError unless exactly one length is given."""
@@ -253,6 +258,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "eval.neighbours": (1, math.inf),
     "eval.folds": (2, math.inf),
     "eval.bank": (0, math.inf),
+    "eval.every": (0, math.inf),
+    "eval.crops": (2, math.inf),
     "eval.batch_size": (1, math.inf),
 }
 """Smallest and largest value of each number."""

@@ -1,6 +1,6 @@
 """How much a representation knows, without training anything: k-NN on patients it is not given, and its rank."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,8 @@ from pretrain.batches import normalised
 PIXELS = (24, 24)  # the raw-pixel baseline's size, the one its published figure on real crops was taken at
 
 
+BASELINES = ("before", "pixels", "size")
+"""What a trained backbone must beat: itself before training, raw pixels, the crop's height and width."""
 NOT_LABELS = {"id", "patient", "radiograph", "source", "pixels", "box", "pixel_aspect", "bits", "width", "height"}
 ONE_PATIENT = "patient-disjoint scores need crops of at least two patients; pack more, or tell --patient who they are"
 
@@ -180,19 +182,18 @@ def size_features(sizes: np.ndarray) -> np.ndarray:
     return (logs - logs.mean(0)) / logs.std(0).clip(1e-6)
 
 
+def baseline_features(crops: LabelledCrops, before: np.ndarray) -> dict[str, np.ndarray]:
+    """The features of BASELINES, by name; `before` are those of the random weights, [N, C]."""
+    return {"before": unit(before), "pixels": pixel_features(crops.pixels), "size": size_features(crops.sizes)}
+
+
 def knn_scores(
-    crops: LabelledCrops, scored: np.ndarray, before: np.ndarray, after: np.ndarray, neighbours: int, folds: int
+    crops: LabelledCrops, scored: np.ndarray, features: Mapping[str, np.ndarray], neighbours: int, folds: int
 ) -> dict[str, Any]:
-    """Balanced accuracies of features `before` and `after` training [N, C], raw `pixels` and `size`, on the same folds.
+    """Balanced accuracy of each of these features [N, C], by name and on the same folds, and what it was measured on.
 
     Only the crops of the mask `scored` [N] are classified (see knn_over_folds).
     """
-    features = {
-        "before": unit(before),
-        "after": unit(after),
-        "pixels": pixel_features(crops.pixels),
-        "size": size_features(crops.sizes),
-    }
     scores = {
         name: round(knn_over_folds(f, crops.labels, crops.patients, neighbours, folds, scored), 4)
         for name, f in features.items()

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -118,16 +119,15 @@ class Journal:
         return [self.metrics, self._bad, *([self._samples] if self._samples else [])]
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; one that a crash cut short, or that is damaged, is left out."""
+def read_metrics(path: Path, having: bytes = b"") -> Iterator[dict[str, Any]]:
+    """The lines of a metrics file that contain `having`, without those that a crash cut short or that are damaged."""
     if not path.exists():
-        return []
-    lines = []
-    for text in path.read_bytes().splitlines():
-        if STEP.match(text):
-            with contextlib.suppress(ValueError):
-                lines.append(json.loads(text))
-    return lines
+        return
+    with path.open("rb") as file:
+        for text in file:
+            if STEP.match(text) and having in text:
+                with contextlib.suppress(ValueError):
+                    yield json.loads(text)
 
 
 def _lines_before(path: Path, start: int) -> tuple[int, int]:

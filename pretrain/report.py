@@ -15,6 +15,7 @@ from augment.preview import draw_sheet
 from data_shards.stream import Address, Stream
 from pretrain.checkpoint import replace_atomically
 from pretrain.config import Config
+from pretrain.evaluate import BASELINES
 from pretrain.journal import read_metrics
 from pretrain.run_folder import RunFolder
 
@@ -29,6 +30,7 @@ CURVES = (
     ("rankme", "feature rank (RankMe)", "directions the features use; a fall towards 1 is rank collapse"),
     ("gradient_norm", "gradient norm", "spikes are clipped; steady growth is divergence"),
     ("koleo", "KoLeo (log distance)", "log distance to the nearest other image, negated: it falls as features spread"),
+    ("knn", "k-NN while training", "dashed: random weights, raw pixels and crop size; the best one's weights are kept"),
     ("lr", "learning rate", ""),
     ("images_per_s", "crops / s", ""),
 )
@@ -47,9 +49,16 @@ def write_views(stream: Stream, config: Config, path: Path) -> None:
 def draw_curves(metrics: list[dict[str, Any]], path: Path) -> None:
     """Draw the run's curves over steps as one PNG."""
     figure = Figure(figsize=(14, 5.6), layout="constrained")
-    for axes, (name, title, _) in zip(figure.subplots(2, 4).flat, CURVES, strict=True):
+    measured = [curve for curve in CURVES if any(curve[0] in line for line in metrics)]
+    for axes, (name, title, _) in zip(figure.subplots(2, -(-len(measured) // 2)).flat, measured, strict=False):
         points = [(line["step"], line[name]) for line in metrics if name in line]
-        axes.plot(*zip(*points, strict=True), linewidth=1.2, color="#1f5f8b")
+        few = "o-" if name == "knn" else "-"
+        axes.plot(*zip(*points, strict=True), few, linewidth=1.2, markersize=3, color="#1f5f8b")
+        if name == "knn":
+            last = next(line for line in reversed(metrics) if name in line)
+            for baseline, shade in zip(BASELINES, ("0.2", "0.45", "0.7"), strict=True):
+                axes.axhline(last[f"knn_{baseline}"], linestyle="--", linewidth=1, color=shade, label=baseline)
+            axes.legend(fontsize=7)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=8)
@@ -76,6 +85,10 @@ def summary_rows(metrics: list[dict[str, Any]], scores: dict[str, Any], prototyp
         ),
         ("feature rank", f"{ranks[-1]:.1f} (RankMe; began at {ranks[0]:.1f})"),
     ]
+    if scored := [line for line in metrics if "knn" in line]:
+        best = max(scored, key=lambda line: line["knn"])
+        kept = f"after step {best['step'] + 1}, whose weights are kept (-best.pth)"
+        rows.append(("k-NN on the way", f"{best['knn']:.3f} at its best, {kept}"))
     knn = scores.get("knn")
     if knn is None:
         return [
@@ -102,7 +115,7 @@ def format_summary(rows: list[tuple[str, str]]) -> str:
 
 def write_report(run: RunFolder, rows: list[tuple[str, str]], settings: dict[str, Any]) -> None:
     """Draw the curves and write `report.html`, with every picture inside it."""
-    draw_curves(read_metrics(run.metrics), run.curves)
+    draw_curves(list(read_metrics(run.metrics)), run.curves)
     table = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows)
     notes = "".join(f"<li><b>{html.escape(title)}</b>: {html.escape(note)}.</li>" for _, title, note in CURVES if note)
     page = f"""<!doctype html>

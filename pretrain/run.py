@@ -23,12 +23,14 @@ from pretrain.config import ChangedError, Config, ConfigError
 from pretrain.facts import weights_facts, write_facts
 from pretrain.identity import circumstances, differences, extension_note, identity, table
 from pretrain.journal import Journal, read_metrics
+from pretrain.knn import TrainingKnn
 from pretrain.precision import resolve_precision, resolve_threads
 from pretrain.report import format_summary, summary_rows, write_report, write_views
 from pretrain.run_folder import RunFolder
 from pretrain.scores import knn_of_run, labelled_sets
 from pretrain.shards import open_sets, phantom_shards, shard_cache
 from pretrain.stop import launcher_is_gone
+from pretrain.student_teacher import Network
 from pretrain.trainer import BadSamplesError, NonFiniteError, Trainer
 from pretrain.verdict import told
 from pretrain.watchdog import Watchdog
@@ -178,6 +180,7 @@ class Run:
         trainer, folder = self.trainer, self.folder
         logged = trainer.stream, trainer.step, trainer.total, self.config.data.record
         journal = Journal(folder, *logged) if self.main else None
+        knn = self._knn_while_training() if self.main else None
         if journal and journal.metrics.kept < trainer.step:
             lacking = trainer.step - journal.metrics.kept
             self.say(f"warning: {folder.metrics} lacks {lacking} of {trainer.step} earlier steps")
@@ -185,7 +188,8 @@ class Run:
 
         def log(line: dict[str, Any]) -> None:
             self.last_line = line
-            if journal:
+            if journal and knn:
+                line |= knn.take(line)
                 journal.write(line, trainer.samples)
             bar.set_postfix_str(f"loss {line['loss']:.3f}, {line['images_per_s']:.0f} crops/s", refresh=False)
             bar.update()
@@ -275,7 +279,7 @@ class Run:
             )
         network = exported(trainer.teacher, self._calibration_crops, self.config)
         save_combined(folder.weights, network.backbone, network.proj_head)
-        self._write_facts({})
+        self._write_facts(folder.facts, {})
         milestone = trainer.step % self.config.milestone_every == 0
         save_resume(folder.resume_file(trainer.step, milestone), self._resume_state())
         folder.prune(self.config.keep)
@@ -290,7 +294,16 @@ class Run:
         config = self.config
         return calibration_crops(self.trainer.stream, config.views.global_size, config.data.bad_samples > 0)
 
-    def _write_facts(self, scores: dict[str, Any]) -> dict[str, Any]:
+    def _knn_while_training(self) -> TrainingKnn:
+        earlier = read_metrics(self.folder.metrics, b'"knn')
+        calibration = lambda: self._calibration_crops  # noqa: E731
+        return TrainingKnn(self.config, self.trainer, self.labelled, calibration, self._keep_best, earlier)
+
+    def _keep_best(self, network: Network, scores: dict[str, Any]) -> None:
+        save_combined(self.folder.best_weights, network.backbone, network.proj_head)
+        self._write_facts(self.folder.best_facts, scores)
+
+    def _write_facts(self, path: Path, scores: dict[str, Any]) -> dict[str, Any]:
         monitors = {
             name: self.last_line[name] for name in ("loss", "loss_over_ln_k", "teacher_entropy", "teacher_mean_entropy")
         }
@@ -305,12 +318,12 @@ class Run:
             scores=scores,
             monitors=monitors,
         )
-        write_facts(self.folder.facts, facts)
+        write_facts(path, facts)
         return facts
 
     def _finish(self) -> None:
         """Score the weights as their users will load them, write facts, report and summary."""
-        lines = read_metrics(self.folder.metrics)
+        lines = list(read_metrics(self.folder.metrics))
         if not lines:
             raise ConfigError(f"{self.folder.metrics} is lost, so there is nothing to report; training is complete")
         self.last_line = lines[-1]
@@ -320,7 +333,7 @@ class Run:
         if self.labelled:
             self.say("scoring by k-NN, beside random weights, raw pixels and crop size")
         scores = {"knn": knn_of_run(self.config, trained, self.labelled, self.sets, self.say)} if self.labelled else {}
-        facts = self._write_facts(scores)
+        facts = self._write_facts(self.folder.facts, scores)
         rows = [*told(lines, self.trainer.total), *summary_rows(lines, scores, self.config.method.prototypes)]
         write_report(self.folder, rows, facts["settings"])
         self.folder.write_state("finished", self.trainer.step)

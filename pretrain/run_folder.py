@@ -35,6 +35,8 @@ class RunFolder:
         self.curves = self.path / "curves.png"
         self.weights = self.path / f"{self.name}.pth"
         self.facts = self.path / f"{self.name}.json"
+        self.best_weights = self.path / f"{self.name}-best.pth"
+        self.best_facts = self.path / f"{self.name}-best.json"
         self.phantom = self.path / "phantom"
         self.same_command = "the same command"
         """What continues the run, in words."""
@@ -102,9 +104,10 @@ class RunFolder:
     def _is_half_written(self, path: Path) -> bool:
         """Whether `path` is what save_combined (a folder) or replace_atomically (a file) moves into its place."""
         if path.is_dir():
-            own = re.fullmatch(rf"\.{re.escape(self.name)}-\w{{8}}", path.name)
-            return bool(own) and {p.name for p in path.iterdir()} <= {self.weights.name}
-        files = (self.config, self.metrics, self.state, self.report, self.views, self.curves, self.facts)
+            own = re.fullmatch(rf"\.{re.escape(self.name)}(-best)?-\w{{8}}", path.name)
+            return bool(own) and {p.name for p in path.iterdir()} <= {self.weights.name, self.best_weights.name}
+        shown = self.report, self.views, self.curves
+        files = (self.config, self.metrics, self.state, *shown, self.facts, self.best_facts)
         names = "|".join(
             [*(re.escape(file.name) for file in files), r"(step|milestone)-\d{8}\.pth", r"nonfinite-\d{8}\.(pth|json)"]
         )

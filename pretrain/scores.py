@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from data_shards.cache import ShardCache
 from data_shards.stream import ShardSet
@@ -12,12 +13,14 @@ from pretrain.batchnorm import calibrate_batchnorm
 from pretrain.config import Config
 from pretrain.evaluate import (
     EvaluationError,
+    baseline_features,
     carries_label,
     check_label,
     embed,
     joined,
     knn_scores,
     load_labelled,
+    unit,
 )
 from pretrain.trainer import build_networks
 
@@ -68,9 +71,14 @@ def knn_of_run(
     if unreadable:
         say(f"warning: k-NN leaves out {len(unreadable)} crops that cannot be read: {unreadable[0]} ...")
     scored = np.arange(len(crops.labels)) < held_out
-    arguments = crops.images, config.mean, config.std
-    untrained = build_networks(config)[1].backbone.to(next(trained.parameters()).device)
-    calibrate_batchnorm(untrained, *arguments)
-    before = embed(untrained, *arguments, config.eval.batch_size)
-    after = embed(trained, *arguments, config.eval.batch_size)
-    return {"label": label, **knn_scores(crops, scored, before, after, config.eval.neighbours, config.eval.folds)}
+    before = untrained_features(config, crops.images, next(trained.parameters()).device)
+    after = unit(embed(trained, crops.images, config.mean, config.std, config.eval.batch_size))
+    features = baseline_features(crops, before) | {"after": after}
+    return {"label": label, **knn_scores(crops, scored, features, config.eval.neighbours, config.eval.folds)}
+
+
+def untrained_features(config: Config, images: np.ndarray, device: torch.device) -> np.ndarray:
+    """Features [N, C] of images [N, H, W] from the run's random weights, BatchNorm set to these images' statistics."""
+    untrained = build_networks(config)[1].backbone.to(device)
+    calibrate_batchnorm(untrained, images, config.mean, config.std)
+    return embed(untrained, images, config.mean, config.std, config.eval.batch_size)

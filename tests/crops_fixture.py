@@ -57,7 +57,8 @@ def packed(folder, out):
         table = csv.DictWriter(file, list(rows[0]))
         table.writeheader()
         table.writerows(rows)
-    pack(PackConfig([folder], out, patient=r"p(\d+)-", key=b"0" * 32, holdout=0.3, margin=0, quiet=True))
+    labels = ("finding", "category", "severity", "grade")  # whose words are no dental terms
+    pack(PackConfig([folder], out, patient=r"p(\d+)-", key=b"0" * 32, holdout=0.3, margin=0, labels=labels, quiet=True))
     return out
 
 

@@ -26,7 +26,7 @@ LAUNCHED_1 = [*LAUNCHER, "launch/cpu.yaml", "pretrain.py"]
 LAUNCHED = [*LAUNCHER, "launch/cpu-2.yaml", "pretrain.py"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "pretrain.py"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-TIMES = ("images_per_s", "data_wait", "memory_gb", "verdict")  # starved is a verdict
+TIMES = ("images_per_s", "data_wait", "memory_gb", "verdict", "knn_every", "knn_seconds")
 
 
 class Forked:

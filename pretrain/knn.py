@@ -1,0 +1,141 @@
+"""k-NN while training: what the teacher knows every so many steps, and the weights that knew most.
+
+It stands between the steps, on the main process, and touches nothing that they compute from: a copy of the teacher is
+given the statistics of an export and scored on labelled crops, each patient's by those of other patients.
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from augment import stacked
+from data_shards.stream import ShardSet
+from pretrain.batchnorm import exported
+from pretrain.config import Config
+from pretrain.evaluate import (
+    BASELINES,
+    EvaluationError,
+    LabelledCrops,
+    baseline_features,
+    embed,
+    knn_scores,
+    load_labelled,
+    unit,
+)
+from pretrain.scores import untrained_features
+from pretrain.student_teacher import Network
+from pretrain.trainer import Trainer
+
+Line = dict[str, Any]
+PROBE = 20
+"""Steps whose duration decides how often to score where `--eval.every` is left out; the first ones open files."""
+SHARE = 0.015
+"""Share of the run that scores may cost then. The baselines cost as much as one more: with two scores, the fewest, it
+is 2.3 % in all."""
+EXPORT = 2
+"""How much longer a crop takes for the statistics of an export than to be scored."""
+
+
+class TrainingKnn:
+    """The scores of one run while it trains, for its metrics lines; `keep` gets each network that is the best yet.
+
+    `earlier` are the lines from before: with them the best score, the baselines and the interval outlive the process.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        trainer: Trainer,
+        labelled: Sequence[ShardSet],
+        calibration: Callable[[], np.ndarray],
+        keep: Callable[[Network, dict[str, Any]], None],
+        earlier: Iterable[Line],
+    ) -> None:
+        self.config, self.trainer, self._labelled = config, trainer, labelled
+        self._calibration, self._keep = calibration, keep
+        self._of = _identity(config, labelled)
+        self._baselines: dict[str, float] = {}
+        self._seconds: list[float] = []
+        self.every = config.eval.every if labelled else 0
+        self.best = -math.inf
+        for line in earlier:
+            if labelled and config.eval.every is None:
+                self.every = line.get("knn_every", self.every)
+            if line.get("knn_of") == self._of:
+                self.best = max(self.best, line["knn"])
+                self._baselines = {name: line[f"knn_{name}"] for name in BASELINES}
+
+    def take(self, line: Line) -> Line:
+        """What is to be added to a step's line: its score if one is due, and the interval where it is decided."""
+        done = line["step"] + 1
+        added: Line = {}
+        if self.every is None:
+            self._seconds.append(self.config.data.batch_size / line["images_per_s"])
+            if len(self._seconds) == PROBE:
+                added = {"knn_every": self._affordable()}
+                self.every = added["knn_every"]
+        if self.every and (done % self.every == 0 or done == self.trainer.total):
+            try:
+                added |= self._score()
+            except EvaluationError as error:
+                tqdm.write(f"no k-NN while training: {error}")
+                self.every = 0
+        return added
+
+    def _score(self) -> Line:
+        began, config = time.perf_counter(), self.config
+        crops, features = self._crops, {}
+        if not self._baselines:
+            device = self.trainer.accelerator.device
+            features = baseline_features(crops, untrained_features(config, crops.images, device))
+        network = exported(self.trainer.teacher, self._calibration(), config)
+        features["after"] = unit(embed(network.backbone, crops.images, config.mean, config.std, config.eval.batch_size))
+        everything = np.ones(len(crops.labels), bool)
+        scores = knn_scores(crops, everything, features, config.eval.neighbours, config.eval.folds)
+        self._baselines = self._baselines or {name: scores[name] for name in BASELINES}
+        scores = {"label": config.eval.label} | self._baselines | scores
+        if scores["after"] > self.best:
+            try:
+                self._keep(network, {"knn": scores})
+                self.best = scores["after"]
+            except OSError as error:
+                tqdm.write(f"warning: the best weights so far are not saved ({error.strerror or error})")
+        named = {f"knn_{name}": score for name, score in self._baselines.items()}
+        return {"knn": scores["after"], **named, "knn_of": self._of, "knn_seconds": time.perf_counter() - began}
+
+    @cached_property
+    def _crops(self) -> LabelledCrops:
+        unreadable: list[str] = []
+        label, size, limit = self.config.eval.label, self.config.views.global_size, self.config.eval.crops
+        crops = load_labelled(self._labelled, label, size, limit, unreadable)
+        if unreadable:
+            tqdm.write(f"warning: k-NN leaves out {len(unreadable)} crops that cannot be read: {unreadable[0]} ...")
+        return crops
+
+    def _affordable(self) -> int:
+        """The steps between two scores that cost SHARE of them, by the time of one batch; 0 if no two scores fit."""
+        config, backbone = self.config, self.trainer.teacher.backbone
+        batch = config.eval.batch_size
+        images = stacked([np.zeros(config.views.global_size, np.uint8)] * batch)
+        embed(backbone, images, config.mean, config.std, batch)
+        began = time.perf_counter()
+        embed(backbone, images, config.mean, config.std, batch)
+        crops = min(config.eval.crops, sum(map(len, self._labelled))) + EXPORT * len(self._calibration())
+        score = (time.perf_counter() - began) * crops / batch
+        step = sorted(self._seconds)[PROBE // 2]
+        every = math.ceil(score / (SHARE * step))
+        return every if 2 * every <= self.trainer.total else 0
+
+
+def _identity(config: Config, labelled: Sequence[ShardSet]) -> str:
+    """What scores must have in common to be compared."""
+    settings = config.eval.label, config.eval.neighbours, config.eval.folds, config.eval.crops
+    text = json.dumps([*settings, *(shards.checksum for shards in labelled)])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,136 @@
+"""k-NN while training: it changes nothing, its best weights are what it says, and a killed run loses none of it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from processes import FORKED, assert_same_run, complete_lines, kill, logged, smoke, start, wait_for, weights
+
+from data_shards.shard_set import ShardSet
+from data_shards.stream import Stream
+from pretrain import build_backbone, load_combined
+from pretrain.__main__ import read_command_line
+from pretrain.batchnorm import calibration_crops
+from pretrain.evaluate import embed, knn_over_folds, load_labelled, unit
+from pretrain.knn import PROBE, TrainingKnn
+from pretrain.trainer import Trainer
+
+TINY = ["--backbone", "test_resnet", "--views.global_size", "[32,24]", "--views.local_size", "[16,12]"]
+OPTIONS = [*TINY, "--precision", "fp32", "--data.workers", "0", "--eval.label", "finding", "--optim.lr", "1e-3"]
+
+
+class Training:
+    """A trainer of a few steps on the planted shards, scored or not, and what was kept."""
+
+    def __init__(self, shards, *options):
+        self.config, _ = read_command_line(
+            ["--recipe", "smoke", "--steps", "6", "--data.shards", str(shards), *OPTIONS, *options]
+        )
+        torch.set_num_threads(1)
+        stream = Stream([ShardSet(shards)], None, 0, 8)
+        self.trainer = Trainer(self.config, Accelerator(cpu=True), stream)
+        self.labelled = [ShardSet(shards / "holdout")]
+        self.kept: list[tuple[float, torch.nn.Module]] = []
+        self.lines: list[dict] = []
+
+    def knn(self, earlier=()):
+        crops = calibration_crops(self.trainer.stream, self.config.views.global_size)
+        keep = lambda network, scores: self.kept.append((scores["knn"], network))  # noqa: E731
+        return TrainingKnn(self.config, self.trainer, self.labelled, lambda: crops, keep, earlier)
+
+    def run(self, knn=None):
+        def log(line):
+            self.lines.append(line | (knn.take(line) if knn else {}))
+
+        self.trainer.run(log, lambda: None, lambda: False)
+        return self
+
+
+def test_scores_do_not_change_the_training_and_are_those_of_the_weights_that_are_kept(shards):
+    plain = Training(shards).run()
+    scored = Training(shards, "--eval.every", "2")
+    scored.run(scored.knn())
+    assert [line["loss"] for line in scored.lines] == [line["loss"] for line in plain.lines]
+    untouched = plain.trainer.student.state_dict()
+    assert all(torch.equal(value, untouched[name]) for name, value in scored.trainer.student.state_dict().items())
+    marked = [line for line in scored.lines if "knn" in line]
+    assert [line["step"] for line in marked] == [1, 3, 5]
+    assert all(line["knn_before"] == marked[0]["knn_before"] for line in marked)
+    rising = np.maximum.accumulate([line["knn"] for line in marked])
+    assert [scores["after"] for scores, _ in scored.kept] == sorted(set(rising))
+    scores, network = scored.kept[-1]
+    crops = load_labelled(scored.labelled, "finding", (32, 24))
+    features = unit(embed(network.backbone, crops.images, 0.5, 0.25))
+    expected = knn_over_folds(features, crops.labels, crops.patients, 10, 3)
+    assert scores["after"] == pytest.approx(expected, abs=1e-4)
+    assert scores.keys() >= {"label", "before", "pixels", "size", "classes", "patients"}
+
+
+def test_the_best_score_and_the_baselines_outlive_the_process(shards, monkeypatch):
+    first = Training(shards, "--eval.every", "3")
+    first.run(first.knn())
+    again = Training(shards, "--eval.every", "3")
+    monkeypatch.setattr("pretrain.knn.untrained_features", None)  # they need not be computed again
+    better = [line | {"knn": 1.0} if "knn" in line else line for line in first.lines]
+    again.run(again.knn(better))
+    assert not again.kept
+    assert [line.get("knn") for line in again.lines] == [line.get("knn") for line in first.lines]
+    assert again.lines[-1]["knn_pixels"] == first.lines[-1]["knn_pixels"]
+    monkeypatch.undo()
+    other = Training(shards, "--eval.every", "3", "--eval.folds", "2")  # not to be compared
+    other.run(other.knn(better))
+    assert other.kept
+
+
+@pytest.mark.parametrize(("seconds", "every"), [(1e6, 1), (1e-9, 0)])
+def test_left_out_it_scores_as_often_as_the_run_affords(seconds, every, shards):
+    training = Training(shards, "--steps", "1000")
+    knn = training.knn()
+    lines = [{"step": step, "images_per_s": 16 / seconds} for step in range(PROBE)]
+    found = [knn.take(line) for line in lines]
+    assert found[:-1] == [{}] * (PROBE - 1)
+    assert found[-1]["knn_every"] == knn.every == every
+    assert ("knn" in found[-1]) == bool(every)
+    assert training.knn([{"step": 19, "knn_every": 7}]).every == 7
+
+
+def test_patients_too_few_to_score_end_the_scores_and_not_the_run(shards, monkeypatch, capsys):
+    one = load_labelled([ShardSet(shards / "holdout")], "finding", (32, 24))
+    one = one._replace(patients=np.full_like(one.patients, one.patients[0]))
+    monkeypatch.setattr("pretrain.knn.load_labelled", lambda *_: one)
+    training = Training(shards, "--eval.every", "2")
+    training.run(knn := training.knn())
+    assert knn.every == 0
+    assert len(training.lines) == 6
+    assert "no k-NN while training: patient-disjoint scores need" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_killed_between_two_scores_keeps_the_best_of_an_undisturbed_one(shards, tmp_path):
+    whole, killed, plain = (tmp_path / name / "r" for name in ("whole", "killed", "plain"))
+    options = [*OPTIONS, "--steps", 24, "--optim.lr", "3e-3", "--method.ema_start", 0.5]
+    smoke(whole, shards, *options, "--eval.every", 3)
+    smoke(plain, shards, *options)
+    process = start(FORKED, "--recipe", "smoke", "--out", killed, "--data.shards", shards, *options, "--eval.every", 3)
+    wait_for(lambda: (killed / "metrics.jsonl").exists() and len(complete_lines(killed)) > 12, process)
+    kill(process)
+    smoke(killed, shards, *options, "--eval.every", 3)
+    assert_same_run(killed, whole)
+    assert weights(plain).keys() == weights(whole).keys()
+    assert all(torch.equal(v, weights(plain)[k]) for k, v in weights(whole).items())
+    assert [line["loss"] for line in logged(plain)] == [line["loss"] for line in logged(whole)]
+    best = [json.loads((out / "r-best.json").read_text()) for out in (whole, killed)]
+    assert best[0] == best[1]
+    scores = {line["step"] + 1: line["knn"] for line in logged(whole) if "knn" in line}
+    assert best[0]["scores"]["knn"]["after"] == max(scores.values()) == scores[best[0]["training"]["step"]]
+    backbone = build_backbone("test_resnet")
+    load_combined(whole / "r-best.pth", backbone)
+    crops = load_labelled([ShardSet(shards / "holdout")], "finding", (32, 24))
+    features = unit(embed(backbone, crops.images, 0.5, 0.25))
+    assert knn_over_folds(features, crops.labels, crops.patients, 10, 3) == pytest.approx(
+        max(scores.values()), abs=1e-4
+    )
+    assert not (plain / "r-best.pth").exists()
+    assert "kept (-best.pth)" in (whole / "report.html").read_text()
