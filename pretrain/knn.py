@@ -67,6 +67,8 @@ class TrainingKnn:
         self._baselines: dict[str, float] = {}
         self._seconds: list[float] = []
         self.every = config.eval.every if labelled else 0
+        if config.eval.every and not labelled:
+            tqdm.write("warning: no k-NN while training: no labelled shards (see --eval.shards, --eval.label)")
         self.best = -math.inf
         for line in earlier:
             if labelled and config.eval.every is None:

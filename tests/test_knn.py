@@ -107,6 +107,13 @@ def test_patients_too_few_to_score_end_the_scores_and_not_the_run(shards, monkey
     assert "no k-NN while training: patient-disjoint scores need" in capsys.readouterr().out
 
 
+def test_nothing_to_score_on_is_said(shards, capsys):
+    training = Training(shards, "--eval.every", "2")
+    training.labelled = []
+    assert training.knn().every == 0
+    assert "no labelled shards" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_run_killed_between_two_scores_keeps_the_best_of_an_undisturbed_one(shards, tmp_path):
     whole, killed, plain = (tmp_path / name / "r" for name in ("whole", "killed", "plain"))
