@@ -50,7 +50,10 @@ def draw_curves(metrics: list[dict[str, Any]], path: Path) -> None:
     """Draw the run's curves over steps as one PNG."""
     figure = Figure(figsize=(14, 5.6), layout="constrained")
     measured = [curve for curve in CURVES if any(curve[0] in line for line in metrics)]
-    for axes, (name, title, _) in zip(figure.subplots(2, -(-len(measured) // 2)).flat, measured, strict=False):
+    panels = figure.subplots(2, -(-len(measured) // 2)).ravel()
+    for spare in panels[len(measured) :]:
+        spare.set_axis_off()
+    for axes, (name, title, _) in zip(panels, measured, strict=False):
         points = [(line["step"], line[name]) for line in metrics if name in line]
         few = "o-" if name == "knn" else "-"
         axes.plot(*zip(*points, strict=True), few, linewidth=1.2, markersize=3, color="#1f5f8b")
