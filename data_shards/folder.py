@@ -4,8 +4,7 @@ import hashlib
 import json
 import os
 import tarfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +12,11 @@ import numpy as np
 
 from data_shards.convert import Frame
 from data_shards.index import BLOCK, index_shards
-from data_shards.labels import RESERVED
 from data_shards.manifest import INDEX, MANIFEST, sealed, stated
+from data_shards.tally import Tally
 
 FORMAT = 2
 """Version of the folder's format."""
-_QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 
 
 class Piece(NamedTuple):
@@ -83,56 +81,16 @@ def write_index(folder: Path, shards: list[dict[str, Any]]) -> tuple[np.ndarray,
     return index, stated(path)
 
 
-def statistics(
-    folder: Path, shards: list[dict[str, Any]], index: np.ndarray, frames: Iterable[Frame]
-) -> dict[str, Any]:
-    """Statistics of a folder's samples, read back from its shards, and of their pixels from the sums in `frames`.
-
-    Pixel mean and standard deviation are in units of full scale (0 to 1), sizes in pixels.
-    """
-    metas = list(_metas(folder, shards, index))
-    sums = Counter[tuple[int, str]]()  # by depth: full scale differs, and sums of integers are exact
-    for frame in frames:
-        for name in ("count", "total", "squares"):
-            sums[frame.bits, name] += getattr(frame, name)
-    depths = sorted({bits for bits, _ in sums})
-    count = sum(sums[bits, "count"] for bits in depths)
-    mean = sum(sums[bits, "total"] / ((1 << bits) - 1) for bits in depths) / count
-    square = sum(sums[bits, "squares"] / ((1 << bits) - 1) ** 2 for bits in depths) / count
-    return {
-        "samples": len(metas),
-        "radiographs": len({m["radiograph"] for m in metas}),
-        "patients": len({m["patient"] for m in metas}),
-        "pixel_mean": round(mean, 6),
-        "pixel_std": round(max(0.0, square - mean * mean) ** 0.5, 6),
-        "width": _quantiles([m["width"] for m in metas]),
-        "height": _quantiles([m["height"] for m in metas]),
-        "aspect": _quantiles([m["width"] / m["height"] for m in metas]),
-        "labels": count_labels(metas),
-    }
-
-
-def _metas(folder: Path, shards: list[dict[str, Any]], index: np.ndarray) -> Iterator[dict[str, Any]]:
-    """The JSON of every sample, in order."""
+def tally(folder: Path, shards: list[dict[str, Any]], index: np.ndarray, frames: Iterable[Frame]) -> Tally:
+    """A folder's samples, counted as they are read back from its shards, and their pixels by the sums in `frames`."""
+    counted = Tally()
     for number, shard in enumerate(shards):
         with (folder / shard["name"]).open("rb") as file:
             for row in index[index["shard"] == number]:
-                yield json.loads(os.pread(file.fileno(), int(row["meta_size"]), int(row["meta"])))
-
-
-def count_labels(metas: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """How often each value of each label occurs, labels and values sorted."""
-    counts: dict[str, Counter[str]] = {}
-    for meta in metas:
-        for name, value in meta.items():
-            if name not in RESERVED:
-                counts.setdefault(name, Counter())[str(value)] += 1
-    return {name: dict(sorted(counts[name].items())) for name in sorted(counts)}
-
-
-def _quantiles(values: list[float]) -> dict[str, float]:
-    found = np.quantile(np.asarray(values, dtype=np.float64), _QUANTILES)
-    return {f"{100 * q:g}%": round(float(v), 3) for q, v in zip(_QUANTILES, found, strict=True)}
+                counted.add(json.loads(os.pread(file.fileno(), int(row["meta_size"]), int(row["meta"]))))
+    for frame in frames:
+        counted.add_pixels(frame.bits, frame.count, frame.total, frame.squares)
+    return counted
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

@@ -21,12 +21,15 @@ HERE, EARLIER = "this pack", "an earlier pack"
 class Earlier:
     """What earlier packs hold: by fingerprint and by perceptual hash a radiograph and its patient's id.
 
-    `joined` are pairs of patients found to be one.
+    `trained` and `held` are the patients of their main parts and of their holdouts, `joined` pairs of patients found to
+    be one, and `unhashed` the packs in which near duplicates were not sought, so that none can be found.
     """
 
     pixels: dict[str, tuple[str, str]] = field(default_factory=dict)
     hashes: dict[str, tuple[str, str]] = field(default_factory=dict)
-    patients: set[str] = field(default_factory=set)
+    trained: set[str] = field(default_factory=set)
+    held: set[str] = field(default_factory=set)
+    unhashed: list[Path] = field(default_factory=list)
     joined: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -42,9 +45,11 @@ def read_earlier(folders: Sequence[str | Path], key: Key) -> Earlier:
                 meta = samples.meta(i)
                 one = meta["radiograph"], meta["patient"]
                 found.pixels.setdefault(meta["pixels"], one)
-                found.patients.add(meta["patient"])
+                (found.trained if part == folder else found.held).add(meta["patient"])
                 if meta.get("hash"):
                     found.hashes.setdefault(meta["hash"], one)
+            if samples.manifest.get("settings", {}).get("near_bits") is None:
+                found.unhashed.append(part)
         if (folder / NEAR).is_file():
             lines = (folder / NEAR).read_text(encoding="utf-8").splitlines()
             found.joined += [tuple(json.loads(line)["patients"]) for line in lines]
@@ -56,21 +61,37 @@ class Patients:
 
     def __init__(self, earlier: Earlier) -> None:
         self._parent: dict[str, str] = {}
-        self._earlier = earlier.patients
+        self._trained, self._held = earlier.trained, earlier.held
+        self.torn: list[tuple[str, str]] = []
+        """Pairs that turned out one, the first of whom was trained on and the second held out, in earlier packs."""
         for one, other in earlier.joined:
             self.join(one, other)
 
     def join(self, one: str, other: str) -> None:
-        """Make two patients one: under the id that an earlier pack knows, else the lower one."""
-        first, second = sorted((self.of(one), self.of(other)), key=lambda id_: (id_ not in self._earlier, id_))
+        """Make two patients one: under the id that was trained on in an earlier pack, or held out, else the lower."""
+        first, second = sorted(
+            (self.of(one), self.of(other)), key=lambda id_: (id_ not in self._trained, id_ not in self._held, id_)
+        )
         if first != second:
             self._parent[second] = first
+            if first in self._trained and second in self._held:
+                self.torn.append((first, second))
 
     def of(self, patient: str) -> str:
         """The id under which a patient goes."""
         while patient in self._parent:
             patient = self._parent[patient]
         return patient
+
+    def is_held_out(self, patient: str, share: float) -> bool:
+        """Whether a patient belongs to the holdout: as in earlier packs, else for so large a share of all by the id.
+
+        That is a keyed hash, so the answer is the same in every pack of one key and share.
+        """
+        id_ = self.of(patient)
+        if id_ in self._trained or id_ in self._held:
+            return id_ not in self._trained
+        return int(id_, 16) < share * 16 ** len(id_)
 
 
 def drop_duplicates(frames: Iterable[Frame], earlier: Earlier, ledgers: Ledgers) -> list[dict[str, Any]]:

@@ -209,6 +209,11 @@ def _is_number(text: str) -> bool:
 
 
 def _decoded(raw: bytes) -> str:
+    """Text in UTF-8, UTF-16 or cp1252, its lines ended by \\n alone."""
+    return _text(raw).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _text(raw: bytes) -> str:
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as spreadsheets save "Unicode text"
         return raw.decode("utf-16", "replace")
     try:

@@ -49,7 +49,7 @@ def parse_manifest(raw: bytes, place: Path | Url) -> dict[str, Any]:
         ):
             manifest["index"]["sha256"]
             return dict(manifest)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
     raise bad_manifest(place)
 

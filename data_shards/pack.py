@@ -58,7 +58,8 @@ def pack(config: PackConfig) -> dict[str, Any]:
     if plan.whole:
         say("warning: whole images are taken as crops; text burnt into their borders would enter the shards")
     if plan.dropped_columns:
-        say(f"columns left out, as they may hold names: {', '.join(plan.dropped_columns)} (keep one with --labels)")
+        columns = ", ".join(c if c.isprintable() else ascii(c) for c in plan.dropped_columns)
+        say(f"columns left out, as they may hold names: {columns} (keep one with --labels)")
     for label, left in sorted(plan.withheld.items()):
         say(
             f"label withheld: {left.texts} texts of `{label}` ({left.boxes} boxes) are no dental terms and may name "
@@ -74,12 +75,19 @@ def pack(config: PackConfig) -> dict[str, Any]:
     if config.near_bits is None and plan.whole:
         say("near duplicates are not sought among crops, as neighbouring teeth look alike (--near-bits seeks them)")
     earlier = read_earlier(config.against, key)
+    near = within(config, plan.whole)
+    for folder in earlier.unhashed if near is not None else []:
+        say(f"near duplicates of {folder} cannot be found: it was packed without seeking them, so it has no hashes")
     with unfinished(out) as folder, closing(Journal(folder)) as journal:
         if len(journal):
             say(f"continuing: {len(journal)} files are converted already")
         done, chunks = _convert_all(config, sources, inventory.images, plan, patients, key, ledgers, journal)
-        near = within(config, plan.whole)
         settled = settle(done, plan, earlier, inventory.images, near, config.drop_near, ledgers)
+        for one, other in settled.patients.torn:
+            say(
+                f"warning: {one}, trained on in an earlier pack, and {other}, held out there, are one patient, whose "
+                "new films are not held out: pack those sources anew, or leave that patient out of scores"
+            )
         entries = [*inventory.entries(), *given.entries()]
         shares = source_shares(sources, entries, settled.frames, key)
         settings = recorded(config, plan.format, plan.whole, plan.withheld)

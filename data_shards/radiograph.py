@@ -9,7 +9,16 @@ from data_shards.depth import DAMAGED, DEPTHS, MAX_PIXELS, Radiograph, Radiograp
 from data_shards.dicom_form import looks_like_dicom
 from data_shards.quiet import quiet
 
-__all__ = ["DEPTHS", "MAX_PIXELS", "Radiograph", "RadiographError", "decode", "frames", "looks_like_image"]
+__all__ = [
+    "DEPTHS",
+    "MAX_PIXELS",
+    "Radiograph",
+    "RadiographError",
+    "decode",
+    "frames",
+    "highest_eight",
+    "looks_like_image",
+]
 
 MOST_PIXELS_A_BYTE = 200
 """Pixels of all images of a file for each byte of it, above MAX_PIXELS: lossless codecs save a radiograph as 1 to 5."""

@@ -10,7 +10,7 @@ from typing import Any
 from data_shards.boxes import BoxPlan
 from data_shards.convert import Converted, Frame
 from data_shards.errors import PackError
-from data_shards.folder import FORMAT, Piece, of_patient, statistics, write_index, write_manifest, write_shards
+from data_shards.folder import FORMAT, Piece, of_patient, tally, write_index, write_manifest, write_shards
 from data_shards.groups import Earlier, Patients, drop_duplicates, find_near
 from data_shards.ids import Key
 from data_shards.inventory import Entry
@@ -32,11 +32,6 @@ class Settled:
     frames: list[Frame]
     patients: Patients
     near: list[dict[str, Any]] | None
-
-
-def held_out(patient: str, share: float) -> bool:
-    """Whether a patient belongs to the holdout: by the id, a keyed hash, so the same in every pack of one key."""
-    return int(patient, 16) < share * 16 ** len(patient)
 
 
 def settle(
@@ -119,11 +114,13 @@ def write_parts(
     part would be empty.
     """
     share = settings["holdout"]
-    held = [f for f in settled.frames if held_out(settled.patients.of(f.patient), share)]
-    kept = [f for f in settled.frames if not held_out(settled.patients.of(f.patient), share)]
+    held, kept = (
+        [f for f in settled.frames if settled.patients.is_held_out(f.patient, share) is wanted]
+        for wanted in (True, False)
+    )
     if not settled.frames:
         raise PackError(_why_nothing(ledgers))
-    if share and not (held and kept):
+    if (share or held) and not (held and kept):
         patients = len({settled.patients.of(f.patient) for f in settled.frames})
         verb = "raise" if kept else "lower"
         raise PackError(
@@ -178,7 +175,7 @@ def _write_part(
         "part": "main",
         "key": key.check(),
         "settings": settings,
-        "statistics": statistics(folder, shards, index, frames),
+        "statistics": tally(folder, shards, index, frames).statistics(),
         "index": listed,
         "shards": shards,
     }

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Collection, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -21,6 +22,8 @@ _STARTS = (("x", "y"), ("left", "top"), ("xmin", "ymin"), ("x_min", "y_min"), ("
 _CENTRES = (("cx", "cy"), ("x_center", "y_center"), ("xc", "yc"), ("x_centre", "y_centre"))
 _SIDES = (("w", "h"), ("width", "height"), ("bbox_w", "bbox_h"), ("bbox_width", "bbox_height"), ("box_w", "box_h"))
 _IMAGE_SIZES = (("image_width", "image_height"), ("img_width", "img_height"), ("width", "height"))
+_SEPARATOR = re.compile(r"\Asep=.\n", re.IGNORECASE)
+"""A first line that spreadsheets write and read to say what divides columns; the header tells it as well."""
 _PLACES = frozenset(name for names in (*CORNERS, *_STARTS, *_CENTRES) for name in names) | {
     *("bbox", "box", "bounding_box", "polygon", "segmentation")
 }
@@ -81,20 +84,26 @@ class Table(NamedTuple):
 
     def _rows(self, asked: Collection[str]) -> Iterator[Row]:
         kept, place, size = self.kept(asked), self.place, self.size
-        relative = not place or in_shares([c for row in self.rows() for c in _corners(row, place) or ()])
+        relative = not place or in_shares([c for row in self.rows() for c in self._corners(row) or ()])
         for number, row in enumerate(self.rows()):
             if not row:
                 yield Row(number, reason="the table cannot be read from here on: a quote that is not closed, or damage")
                 return
             labels = {c: row[c].strip() for c in kept if (row.get(c) or "").strip()}
             image = (row[self.image] or "").strip() or "?"
-            corners = _corners(row, place) if place else (0.0, 0.0, 1.0, 1.0)
+            corners = self._corners(row) if place else (0.0, 0.0, 1.0, 1.0)
             if corners is None:
                 yield Row(number, labels=labels, image=image, reason="its corners are not four numbers")
                 continue
             stated = stated_size(row[size[0]], row[size[1]]) if size else None
             own = stated is not None and np.allclose(stated, (corners[2] - corners[0], corners[3] - corners[1]), atol=1)
             yield Row(number, corners, labels, image, relative, None if own else stated)  # own: the box's sides
+
+    def _corners(self, row: dict[str, str]) -> Corners | None:
+        """The edges in a row; None where its four columns are not numbers. A comma that parts no columns is a point."""
+        if self.delimiter != ",":
+            row = {name: (row[name] or "").replace(",", ".") for name in self.place}
+        return _corners(row, self.place)
 
     def rows(self) -> Iterator[dict[str, str]]:
         """The rows below the header, by column; an empty one, the last, where it cannot be read further."""
@@ -109,6 +118,7 @@ class Table(NamedTuple):
 def read_table(text: Text) -> Table | None:
     """The table in a text, whichever of `,` `;` and tab divides it; None where no column names images."""
     found = []
+    text = text._replace(text=_SEPARATOR.sub("", text.text.lstrip("\n \t"), count=1))
     start = text.text[:65536]
     for delimiter in ",;\t":
         try:

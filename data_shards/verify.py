@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_shards.books import check_books, check_files
+from data_shards.books import Part, check_books, check_files
 from data_shards.errors import ShardError
 from data_shards.index import BLOCK, index_shards, name_in_header, split_name
 from data_shards.manifest import INDEX, MANIFEST, REJECTED, sha256_of
@@ -19,6 +19,7 @@ from data_shards.parallel import begin_worker
 from data_shards.progress import progress
 from data_shards.sample import fields_of, gray_of
 from data_shards.shard_set import ShardSet
+from data_shards.tally import Tally, pixel_sums
 
 RUN = 2048
 """Samples that one task checks: a second's work, so that the bar moves and a shard of any size is shared out."""
@@ -40,16 +41,17 @@ def verify(folder: Path, quiet: bool = False, workers: int | None = None) -> lis
     if not is_packed(folder):
         return _check_samples(ShardSet(folder), quiet, workers).problems
     problems = list(check_files(folder))
-    parts = []
+    parts: list[Part] = []
     for part in [folder, *([folder / "holdout"] if (folder / "holdout" / MANIFEST).is_file() else [])]:
         try:
             samples = ShardSet(part)
         except ShardError as error:
             problems = problems or [str(error)]
             continue
-        parts.append((samples, _check_samples(samples, quiet, workers)))
-        problems += parts[-1][1].problems
-    return problems or list(check_books(folder, [(samples.manifest, found.ids) for samples, found in parts]))
+        found = _check_samples(samples, quiet, workers)
+        parts.append(Part(samples.manifest, found.ids, found.tally))
+        problems += found.problems
+    return problems or list(check_books(folder, parts))
 
 
 def is_packed(folder: Path) -> bool:
@@ -58,10 +60,11 @@ def is_packed(folder: Path) -> bool:
 
 
 class Found(NamedTuple):
-    """What was found in some samples: `problems`, a line each, and `ids`, IDS [samples]."""
+    """What was found in some samples: `problems`, a line each, `ids`, IDS [samples], and counts of all."""
 
     problems: list[str]
     ids: np.ndarray
+    tally: Tally
 
 
 class Run(NamedTuple):
@@ -92,7 +95,10 @@ def _check_samples(samples: ShardSet, quiet: bool, workers: int | None) -> Found
     keys, counts = np.unique(ids["key"], return_counts=True)
     for i in np.flatnonzero(np.isin(ids["key"], keys[counts > 1])):
         problems.append(f"sample {samples.key(int(i))} stands more than once in {samples.path}: pack again")
-    return Found(problems, ids)
+    tally = Tally()
+    for one in found:
+        tally.merge(one.tally)
+    return Found(problems, ids, tally)
 
 
 def _runs(samples: ShardSet) -> Iterator[Run]:
@@ -120,16 +126,16 @@ def _spread(runs: list[Run], workers: int) -> Iterator[Found]:
 def check_run(run: Run) -> Found:
     """Check one run of samples; with a shard's first run also its checksum and its headers."""
     problems: list[str] = []
-    rows = run.rows
+    rows, tally = run.rows, Tally()
     try:
         with run.path.open("rb") as file:
             if run.first:
                 problems += _check_shard(run, sha256_of(file) if run.stated else "")
                 rows = rows[:RUN]
-            found = [_check_sample(file.fileno(), row, run, problems) for row in rows]
+            found = [_check_sample(file.fileno(), row, run, problems, tally) for row in rows]
     except OSError as error:
         raise ShardError(f"cannot read the shard {run.path} ({error.strerror}): check the disk") from None
-    return Found(problems, np.array(found, IDS))
+    return Found(problems, np.array(found, IDS), tally)
 
 
 def _check_shard(run: Run, checksum: str) -> Iterable[str]:
@@ -146,8 +152,8 @@ def _check_shard(run: Run, checksum: str) -> Iterable[str]:
         yield str(error)
 
 
-def _check_sample(fd: int, row: np.void, run: Run, problems: list[str]) -> tuple[int, int, int, int]:
-    """A sample's ids as numbers; what is wrong with it is added to `problems`."""
+def _check_sample(fd: int, row: np.void, run: Run, problems: list[str], tally: Tally) -> tuple[int, int, int, int]:
+    """A sample's ids as numbers; it enters `tally`, and what is wrong with it `problems`."""
     start, image_size = int(row["image"]), int(row["image_size"])
     name = name_in_header(os.pread(fd, BLOCK, start - BLOCK))
     key = (split_name(name) or (name, ""))[0]
@@ -159,6 +165,9 @@ def _check_sample(fd: int, row: np.void, run: Run, problems: list[str]) -> tuple
         return _number(key), 0, 0, 0
     if run.stated and not _agree(key, pixels, meta):
         problems.append(f"sample {key} in {run.path} and its JSON disagree: pack again")
+    elif run.stated:
+        tally.add(meta)
+        tally.add_pixels(meta["bits"], *pixel_sums(pixels))
     radiograph, patient, source = (_number(str(meta.get(name, ""))) for name in ("radiograph", "patient", "source"))
     return _number(key), radiograph, patient, source
 
@@ -167,6 +176,8 @@ def _agree(key: str, pixels: np.ndarray, meta: dict[str, Any]) -> bool:
     bits = meta.get("bits")
     deep = pixels.dtype == np.uint16
     if meta.get("id") != key or [meta.get("height"), meta.get("width")] != [*pixels.shape]:
+        return False
+    if not all(isinstance(meta.get(name), str) for name in ("radiograph", "patient", "source")):
         return False
     return isinstance(bits, int) and (8 < bits <= 16 and int(pixels.max()) < 1 << bits if deep else bits == 8)
 

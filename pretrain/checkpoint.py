@@ -89,6 +89,8 @@ def read_weights(path: Path) -> Any:
             return load_safetensors(content)
         if content[:1] not in (b"P", b"\x80"):  # a zip's first byte, and that of a pickle of protocol 2 or later
             raise CheckpointError(f"{path} is no checkpoint (it begins with {content[:12]!r}); use another copy")
+        if _is_torchscript(content):
+            raise CheckpointError(f"{path} is TorchScript, which carries code: save its model's state_dict instead")
         if damaged := _damaged_member(content):
             raise CheckpointError(f"{path} is damaged (checksum of {damaged} is wrong); use another copy")
         with warnings.catch_warnings():
@@ -104,10 +106,17 @@ def read_weights(path: Path) -> Any:
             "not opened; save state dicts alone, or as safetensors"
         ) from error
     except Exception as error:  # a pickle that is none makes torch raise whatever its bytes happen to mean
-        reason = " ".join(str(error).split())[:160]
+        reason = " ".join(str(error).partition("This is an internal")[0].split())[:160].rstrip(". ")
         raise CheckpointError(
             f"{path} cannot be read as weights ({reason or type(error).__name__}); use another copy"
         ) from error
+
+
+def _is_torchscript(content: bytes) -> bool:
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        return False
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _damaged_member(content: bytes) -> str | None:

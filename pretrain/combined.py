@@ -21,6 +21,10 @@ _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
 """What DistributedDataParallel and torch.compile put before (compile also between) the names of a module."""
 
 
+NEARLY = 0.9
+"""Share of a released backbone's keys and shapes from which on a file is taken for that one, damaged if under 1."""
+
+
 class Combined(NamedTuple):
     """The two state dicts of the combined checkpoint at `path`.
 
@@ -36,8 +40,9 @@ class Combined(NamedTuple):
 class Loaded(NamedTuple):
     """What `load_combined` did: the modules, and by full name the keys that were loaded or ignored.
 
-    `name` is the backbone's where it was inferred. `ignored` are the head's keys where no head was asked for; missing,
-    unexpected and reshaped keys are a MismatchError.
+    `name` is the backbone's where it was inferred. `ignored` are the head's keys where no head was asked for, `shorter`
+    the types of less precision than ours that tensors were stored in; missing, unexpected and reshaped keys are a
+    MismatchError.
     """
 
     backbone: Backbone
@@ -45,10 +50,12 @@ class Loaded(NamedTuple):
     name: str
     loaded: list[str]
     ignored: list[str]
+    shorter: list[str]
 
     def __str__(self) -> str:
         ignored = f", {len(self.ignored)} of the head ignored" if self.ignored else ""
-        return f"{len(self.loaded)} tensors loaded{ignored}, none missing, unexpected or reshaped"
+        stored = f" (stored as {', '.join(self.shorter)})" if self.shorter else ""
+        return f"{len(self.loaded)} tensors loaded{stored}{ignored}, none missing, unexpected or reshaped"
 
 
 class MismatchError(CheckpointError):
@@ -101,12 +108,19 @@ def read_combined(path: str | Path, network: Network = "teacher") -> Combined:
     elif isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     parts = [_part(path, content, part) for part in ("backbone", "proj_head")]
-    if not all(parts) or not all(isinstance(value, Tensor) for part in parts for value in part.values()):
+    if not all(parts) or not all(_is_plain(value) for part in parts for value in part.values()):
         first = ", ".join(map(str, list(content)[:4]))
         raise CheckpointError(
-            f"{path} has no backbone and proj_head of tensors (its first keys: {first}); give a combined checkpoint"
+            f"{path} has no backbone and proj_head of plain tensors (its first keys: {first}); give a combined "
+            "checkpoint"
         )
     return Combined(Path(path), parts[0], parts[1], stated)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a dense tensor of real numbers with its values there: no sparse, quantised or meta one."""
+    usual = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+    return usual and not value.is_quantized and not value.is_complex()
 
 
 def load_combined(
@@ -145,6 +159,11 @@ def fill(stored: Combined, backbone: Backbone | None = None, head: proj_head | N
     }
     if len(keys["loaded"]) < len(ours) or keys["unexpected"]:
         raise MismatchError(path, keys, _remedy(stored))
+    if odd := [k for k in ours if ours[k].is_floating_point() and not theirs[k].is_floating_point()]:
+        raise CheckpointError(
+            f"{path} holds {theirs[odd[0]].dtype} where float32 belongs, in {len(odd)} of {len(ours)} tensors "
+            f"({odd[0]} first): it was quantised; use the original"
+        )
     if lost := [k for k in ours if theirs[k].is_floating_point() and not theirs[k].isfinite().all()]:
         raise CheckpointError(
             f"{path} holds values that are not finite in {len(lost)} of {len(ours)} tensors ({lost[0]} first): it is "
@@ -152,19 +171,24 @@ def fill(stored: Combined, backbone: Backbone | None = None, head: proj_head | N
         )
     for module, state in modules:
         module.load_state_dict(state, strict=True)
-    return Loaded(backbone, head, name, keys["loaded"], [] if head is not None else list(in_head))
+    shorter = sorted({str(theirs[k].dtype).removeprefix("torch.") for k in ours if _is_shorter(theirs[k], ours[k])})
+    return Loaded(backbone, head, name, keys["loaded"], [] if head is not None else list(in_head), shorter)
+
+
+def _is_shorter(stored: Tensor, own: Tensor) -> bool:
+    return own.is_floating_point() and stored.element_size() < own.element_size()
 
 
 def backbone_of(stored: Combined) -> str:
     """The backbone that the file states, else the released one that has its keys and shapes.
 
-    Raises CheckpointError naming the closest.
+    Raises CheckpointError naming the closest, or where that is close MismatchError naming the keys.
     """
     if "backbone" in stored.stated:
         return str(stored.stated["backbone"])
     shared = {name: _shared(name, stored.backbone) for name in RELEASED}
     nearest = max(shared, key=lambda name: shared[name])
-    if shared[nearest] == 1:
+    if shared[nearest] > NEARLY:  # `fill` names what is missing, unexpected and reshaped
         return nearest
     close = (
         f"; the closest is {nearest}, with {int(100 * shared[nearest])} % of the keys" if shared[nearest] > 0.5 else ""
@@ -184,6 +208,8 @@ def _shared(name: str, state: StateDict) -> float:
 
 def _remedy(stored: Combined) -> str:
     try:
+        if "backbone" not in stored.stated and _shared(backbone_of(stored), stored.backbone) < 1:
+            return f"it is of backbone '{backbone_of(stored)}' but for these keys: use another copy"
         return f"it is of backbone '{backbone_of(stored)}': build that, and a head of its widths"
     except CheckpointError:
         return "build the backbone it was trained with"

@@ -751,3 +751,21 @@ def test_large_texts_are_held_only_if_they_begin_as_annotations_do():
     taken = inventory.take_inventory([(0, Source(Path("a"), "a"), [member])], key, ledgers)
     assert taken.texts == []
     assert ledgers.totals()["files"] == {"seen": 1, "used": 0, "rejected": 1}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda text: f"sep=;\n{text.replace(',', ';')}",
+        lambda text: text.replace("\n", "\r"),
+        lambda text: f"\n\n{text}",
+        lambda text: text.replace(",", ";").replace(".5", ",5"),
+        lambda text: text.replace(",", "\t").replace("\n", "\r\n"),
+    ],
+)
+def test_tables_as_spreadsheets_write_them(tmp_path, form):
+    rows = "image,x0,y0,x1,y1,fdi\nx.png,20.5,10.5,60.5,50.5,11\nx.png,100.5,30.5,150.5,110.5,36\n"
+    source = zipped(tmp_path / "a.zip", {"x.png": saved(radiograph()), "boxes.csv": form(rows)})
+    assert packed(source, tmp_path / "out")["settings"]["boxes"] == "csv"
+    found = {meta["fdi"]: meta["box"] for meta, *_ in samples_of(tmp_path / "out")}
+    assert found == {11: [20.5, 10.5, 60.5, 50.5], 36: [100.5, 30.5, 150.5, 110.5]}

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -345,3 +346,59 @@ def test_every_released_backbone_gives_a_vector(name):
     for size in sizes:
         with torch.no_grad():
             assert backbone(torch.zeros(2, 1, *size)).shape == (2, RELEASED[name].channels)
+
+
+ODD = {
+    "meta": lambda w: w.to("meta"),
+    "sparse": lambda w: w.to_sparse(),
+    "complex": lambda w: w.to(torch.complex64),
+    "quantised": lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8),
+    "whole": lambda w: w.to(torch.int8),
+    "truth": lambda w: w.bool(),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_tensors_of_another_kind_are_refused(tmp_path, kind):
+    backbone = build_backbone("mambaout_femto")
+    save_combined(tmp_path / "w.pth", backbone, proj_head(backbone.num_features))
+    content = torch.load(tmp_path / "w.pth", weights_only=True)
+    key = next(key for key, value in content["backbone"].items() if value.ndim == 4)
+    content["backbone"][key] = ODD[kind](content["backbone"][key])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates quantised tensors
+        torch.save(content, tmp_path / "w.pth")
+        with pytest.raises(CheckpointError, match=r"plain tensors|quantised") as refused:
+            load_combined(tmp_path / "w.pth")
+    assert "\n" not in str(refused.value)
+
+
+def test_lower_precision_is_said_and_damage_is_named(tmp_path):
+    """A file with a released backbone's keys but for a few is that one, damaged."""
+    backbone = build_backbone("mambaout_femto")
+    save_combined(tmp_path / "w.pth", backbone, proj_head(backbone.num_features))
+    whole = torch.load(tmp_path / "w.pth", weights_only=True)
+    first = next(iter(whole["backbone"]))
+
+    def saved(change):
+        content = {part: dict(state) for part, state in whole.items()}
+        change(content["backbone"])
+        torch.save(content, tmp_path / "w.pth")
+        return tmp_path / "w.pth"
+
+    said = str(load_combined(saved(lambda state: state.update({first: state[first].half()}))))
+    assert "(stored as float16), none missing" in said
+    for kind, change in (
+        ("missing", lambda state: state.pop(first)),
+        ("unexpected", lambda state: state.update(extra=torch.zeros(3))),
+        ("reshaped", lambda state: state.update({first: state[first].flatten()})),
+    ):
+        with pytest.raises(MismatchError, match=f"1 {kind}.*'mambaout_femto' but for these keys") as refused:
+            load_combined(saved(change))
+        assert len(getattr(refused.value, kind)) == 1
+
+
+def test_torchscript_is_named(tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="TorchScript"):
+        load_combined(tmp_path / "w.pth")

@@ -136,9 +136,38 @@ def test_an_earlier_pack_keeps_its_patients_and_its_side(tmp_path):
     assert dropped["ledgers"]["radiographs"] == {"seen": 20, "used": 8, "rejected": 12}
 
 
+def test_a_patient_of_earlier_packs_stays_on_its_side():
+    """Whatever share is asked for now; one who turns out to be on both sides is trained on, and told."""
+    patients = Patients(Earlier(trained={"00", "f1"}, held={"01", "f2", "80"}))
+    assert [patients.is_held_out(id_, 0.5) for id_ in ("00", "f1", "01", "f2", "7f", "81")] == [
+        *(False, False, True, True, True, False)
+    ]
+    assert [patients.is_held_out(id_, 0.0) for id_ in ("01", "f2", "02")] == [True, True, False]
+    patients.join("02", "f2")
+    assert patients.of("02") == "f2"
+    assert patients.torn == []
+    patients.join("80", "f1")
+    assert patients.torn == [("f1", "80")]
+    assert patients.of("80") == "f1"
+    assert not patients.is_held_out("80", 1.0)
+
+
+def test_the_same_radiograph_at_another_depth_is_a_duplicate(tmp_path):
+    """Fingerprints are of the whole depth, so --depth says nothing; pixels that differ in their lowest bits differ."""
+    deep = scan(3).astype(np.uint16) << 4
+    deep[0, 0] = 4095
+    other = deep.copy()
+    other[5, 5] ^= 1
+    folder = folder_of(tmp_path / "in", {"a.png": saved(deep)})
+    packed(folder, tmp_path / "eight", depth=8, boxes="none")
+    folder = folder_of(tmp_path / "next", {"b.tif": saved(deep, "tiff"), "c.png": saved(other)})
+    manifest = packed(folder, tmp_path / "sixteen", depth=16, boxes="none", against=[tmp_path / "eight"])
+    assert manifest["ledgers"]["radiographs"] == {"seen": 2, "used": 1, "rejected": 1}
+
+
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=15), st.sets(st.integers(0, 9)))
 def test_groups_are_the_connected_components(pairs, known):
-    patients = Patients(Earlier(patients={str(k) for k in known}))
+    patients = Patients(Earlier(trained={str(k) for k in known}))
     for one, other in pairs:
         patients.join(str(one), str(other))
     for start in range(10):

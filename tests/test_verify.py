@@ -84,6 +84,12 @@ def forged(folder, change):
     (folder / "manifest.json").write_bytes(sealed(manifest))
 
 
+def held_forged(folder, change):
+    """The same of its holdout, with the folder's manifest made to fit that."""
+    forged(folder / "holdout", change)
+    forged(folder, lambda m: m["holdout"].update(sha256=stated(folder / "holdout" / "manifest.json")["sha256"]))
+
+
 def relisted(folder, lines):
     (folder / "rejected.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     forged(folder, lambda m: m.update(rejected=stated(folder / "rejected.jsonl")))
@@ -110,7 +116,28 @@ DAMAGES = {
     "a rejected input left out": (lambda f: relisted(f, listed(f)[1:]), "other files than the ledger"),
     "an index of another order": (lambda f: reindexed(f), "does not fit"),
     "statistics of another pack": (lambda f: forged(f, lambda m: m["statistics"].update(patients=1)), "statistics"),
-    "a ledger that is none": (lambda f: forged(f, lambda m: m.update(ledgers={})), "cannot be read"),
+    "a ledger that is none": (lambda f: forged(f, lambda m: m.update(ledgers={})), "no valid `ledgers.files`"),
+    "a manifest without a checksum": (lambda f: forged(f, lambda m: m["shards"][0].pop("sha256")), "`shards.0.sha256`"),
+    "a manifest of another form": (lambda f: forged(f, lambda m: m.update(statistics=None)), "no valid `statistics`"),
+    "an index of another name": (lambda f: forged(f, lambda m: m["index"].update(name="../x.npy")), "no valid `index`"),
+    "a manifest of the other part": (lambda f: forged(f, lambda m: m.update(part="holdout")), "no valid `part`"),
+    "a manifest to come": (lambda f: forged(f, lambda m: m.update(format=99)), "of format 99"),
+    "a manifest of brackets": (lambda f: (f / "manifest.json").write_text("[" * 100_000), "not a readable manifest"),
+    "other pixels": (lambda f: forged(f, lambda m: m["statistics"].update(pixel_std=0.0)), "(pixel_std)"),
+    "other labels": (lambda f: forged(f, lambda m: m["statistics"].update(labels={})), "(labels)"),
+    "other sources": (lambda f: forged(f, lambda m: m["sources"][0].update(files=999)), "shares of the sources"),
+    "a list of names": (lambda f: (f / "names.csv").write_text("x"), "is not of this pack"),
+    "a foreign folder": (lambda f: (f / "sub").mkdir(), "is not of this pack"),
+    "a foreign list held out": (lambda f: (f / "holdout" / "near.jsonl").write_text(""), "is not of this pack"),
+    "a holdout of other settings": (lambda f: held_forged(f, lambda m: m["settings"].update(depth=16)), "of two packs"),
+    "a holdout of other counts": (
+        lambda f: forged(f, lambda m: m["holdout"].update(patients=77)),
+        "counts its holdout",
+    ),
+    "a holdout of other ledgers": (
+        lambda f: held_forged(f, lambda m: m["ledgers"]["boxes"].update(used=3, seen=3)),
+        "are not those of its samples",
+    ),
     "a near pair of two patients": (lambda f: joined(f), "are of two patients"),
     "a rejected input that is used": (lambda f: relisted(f, used_too(f)), "both rejected and used"),
 }
@@ -187,6 +214,7 @@ def held_patient(folder):
         (with_field(width=7), "its JSON disagree"),
         (with_field(id="0" * 16), "its JSON disagree"),
         (with_field(bits=12), "its JSON disagree"),
+        (with_field(patient=7), "its JSON disagree"),
         (lambda members: [members[0], (members[1][0], b"{"), *members[2:]], "the JSON of sample"),
         (lambda members: [(members[0][0], b"GIF89a"), *members[1:]], "the image of sample"),
         (lambda members: [*members[:4], *members[:2], *members[6:]], "more than once"),
