@@ -97,6 +97,13 @@ def check(config: PackConfig) -> re.Pattern[str] | None:
         raise PackError(f"{out} already holds a finished pack: name another --out, or remove it")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PackError(f"{out} exists and is not an empty folder: name another --out, or remove it")
+    if out.is_symlink() or out.is_mount():
+        raise PackError(
+            f"{out} is a link or a mount point, which cannot be given to a finished pack: name a folder in it"
+        )
+    for earlier in map(Path, config.against):
+        if not (earlier / MANIFEST).is_file():
+            raise PackError(f"no pack at {earlier} to compare --against: give shard folders that `pack` made")
     if not config.sources:
         raise PackError("nothing to pack: name a folder, an archive or an image")
     if isinstance(config.key, str | Path) and out.resolve() in Path(config.key).resolve().parents:

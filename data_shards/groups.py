@@ -21,12 +21,14 @@ HERE, EARLIER = "this pack", "an earlier pack"
 class Earlier:
     """What earlier packs hold: by fingerprint and by perceptual hash a radiograph and its patient's id.
 
-    `trained` and `held` are the patients of their main parts and of their holdouts, `joined` pairs of patients found to
-    be one, and `unhashed` the packs in which near duplicates were not sought, so that none can be found.
+    `radiographs` gives each one's fingerprint. `trained` and `held` are the patients of their main parts and of their
+    holdouts, `joined` pairs of patients found to be one, and `unhashed` the packs in which near duplicates were not
+    sought, so that none can be found.
     """
 
     pixels: dict[str, tuple[str, str]] = field(default_factory=dict)
     hashes: dict[str, tuple[str, str]] = field(default_factory=dict)
+    radiographs: dict[str, str] = field(default_factory=dict)
     trained: set[str] = field(default_factory=set)
     held: set[str] = field(default_factory=set)
     unhashed: list[Path] = field(default_factory=list)
@@ -45,6 +47,7 @@ def read_earlier(folders: Sequence[str | Path], key: Key) -> Earlier:
                 meta = samples.meta(i)
                 one = meta["radiograph"], meta["patient"]
                 found.pixels.setdefault(meta["pixels"], one)
+                found.radiographs[meta["radiograph"]] = meta["pixels"]
                 (found.trained if part == folder else found.held).add(meta["patient"])
                 if meta.get("hash"):
                     found.hashes.setdefault(meta["hash"], one)

@@ -83,6 +83,12 @@ def pack(config: PackConfig) -> dict[str, Any]:
             say(f"continuing: {len(journal)} files are converted already")
         done, chunks = _convert_all(config, sources, inventory.images, plan, patients, key, ledgers, journal)
         settled = settle(done, plan, earlier, inventory.images, near, config.drop_near, ledgers)
+        others = sum(earlier.radiographs.get(f.radiograph, f.pixels) != f.pixels for f in settled.frames)
+        if others:
+            say(
+                f"warning: {others} radiographs have the ids of others in an earlier pack, as their archives have one "
+                "name: rename this one (2026-02.zip, say) and pack it again"
+            )
         for one, other in settled.patients.torn:
             say(
                 f"warning: {one}, trained on in an earlier pack, and {other}, held out there, are one patient, whose "

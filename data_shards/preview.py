@@ -8,7 +8,7 @@ import numpy as np
 
 from data_shards.convert import encode_png
 from data_shards.drawing import GROUND, caption, stacked, write
-from data_shards.errors import PackError
+from data_shards.errors import PackError, ShardError
 from data_shards.shard_set import ShardSet
 from data_shards.source_sheet import radiograph_sheet
 from data_shards.survey import spread_over
@@ -40,8 +40,17 @@ def preview(paths: Sequence[Path], out: Path, boxes: str = "auto", pixel_aspect:
 
 
 def is_shards(path: Path) -> bool:
-    """Whether `path` is a folder of shards, our own or foreign; a tar by itself may be a source as well."""
-    return (path / "manifest.json").is_file() or (path.is_dir() and any(path.glob("*.tar")))
+    """Whether `path` is a folder of shards: our own, or tars whose first sample is an image with JSON beside it.
+
+    Other folders with tars are sources, and so is a tar by itself.
+    """
+    if (path / "manifest.json").is_file():
+        return True
+    try:
+        samples = ShardSet(path) if path.is_dir() else None
+        return samples is not None and "id" in samples.meta(0) and bool(samples.index["meta_size"][0])
+    except ShardError:
+        return False
 
 
 def crop_sheet(samples: ShardSet) -> tuple[np.ndarray, str]:

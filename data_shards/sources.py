@@ -41,15 +41,15 @@ class Source:
 
         Raises MemberError where it ends early, PackError where the temporary disk is full.
         """
-        names: set[str] = set()
+        names: dict[str, int] = {}  # and how often each was met, so that thousands of one name take no longer
         spool = Spool(self.spool_bytes)
         try:
             for member in self._files(spool):
-                name, count = member.name, 1
+                name = member.name
                 while member.name in names:
-                    count += 1
-                    member.name = f"{name}#{count}"
-                names.add(member.name)
+                    names[name] += 1
+                    member.name = f"{name}#{names[name]}"
+                names[member.name] = 1
                 yield member
                 member.close()
         finally:

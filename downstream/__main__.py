@@ -102,7 +102,11 @@ def export(config: WeightsConfig, weights: Weights) -> dict[str, Any]:
     onnx = metrics["onnx"]
     if onnx["file"]:
         sizes = ", ".join("{}x{}".format(*one["size"]) for one in onnx["checked"])
-        print(f"{onnx['file']} gives them to within {onnx['max_difference']:.1e}, at {sizes} ({onnx['megabytes']} MB)")
+        share = max(one["max_difference"] / max(1.0, one["largest_feature"]) for one in onnx["checked"])
+        print(
+            f"{onnx['file']} gives them to within {share:.1e} (of the largest, where that is above 1), at {sizes} "
+            f"({onnx['megabytes']} MB)"
+        )
     else:
         print(f"model.onnx is not written, as {', '.join(onnx['missing'])} cannot be imported: {onnx['remedy']}")
     return metrics

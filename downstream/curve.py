@@ -79,7 +79,7 @@ def curve(config: CurveConfig, weights: Weights, accelerator: Accelerator) -> di
     classes, codes = np.unique(crops.labels[config.label], return_inverse=True)
     if len(classes) < 2:
         raise DownstreamError(f"every crop has {config.label} '{classes[0]}': there is nothing to learn")
-    tested = crops.query if config.query else set_apart(codes, crops.patients, config.test, config.seed)
+    tested = crops.query if config.query else set_apart(codes, crops.patients, config.test, config.seed, "--test")
     features = feature_sets(crops, weights, config, config.seed)
     features = {kind: features[kind] for kind in ("trained", "random", "pixels")}
     points = _Points(Path(config.out) / POINTS, config, weights, crops)

@@ -50,12 +50,14 @@ def split(config: FinetuneConfig, crops: Crops, codes: np.ndarray, classes: np.n
     return folds
 
 
-def set_apart(codes: np.ndarray, patients: np.ndarray, share: float, seed: int, tries: int = 200) -> np.ndarray:
+def set_apart(
+    codes: np.ndarray, patients: np.ndarray, share: float, seed: int, option: str = "--validation", tries: int = 200
+) -> np.ndarray:
     """Which crops choose the epoch, bool [N]: all those of a `share` of the patients, at least one and not all.
 
     codes int [N] from 0 on. Of `tries` random choices, the one that leaves the most classes something to train on and,
-    of these, that holds most nearly `share` of every class. None where `share` is 0. Raises DownstreamError if
-    no patient would be left.
+    of these, that holds most nearly `share` of every class. None where `share` is 0. Raises DownstreamError,
+    naming the `option`, if no patient would be left.
     """
     unique, numbers = np.unique(patients, return_inverse=True)
     held = max(1, round(share * len(unique))) if share else 0
@@ -63,7 +65,7 @@ def set_apart(codes: np.ndarray, patients: np.ndarray, share: float, seed: int, 
         return np.zeros(len(codes), bool)
     if held >= len(unique):
         raise DownstreamError(
-            f"--validation {share} leaves none of {len(unique)} patients to train on: give less, or 0, or pack more"
+            f"{option} {share} leaves none of {len(unique)} patients to train on: give less, or pack more"
         )
     counts = np.zeros((len(unique), codes.max() + 1))
     np.add.at(counts, (numbers, codes), 1)

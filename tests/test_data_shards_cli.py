@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from pathlib import Path
@@ -186,3 +187,28 @@ def test_a_switch_needs_no_value(scans):
     main(["pack", "--drop-near", "false", "scans.zip", "--out", "c"])
     dropped = [json.loads(Path(out, "manifest.json").read_text())["settings"]["drop_near"] for out in "abc"]
     assert dropped == [True, True, False]
+
+
+def test_what_cannot_become_a_pack_or_be_compared_is_told_first(scans, capsys):
+    Path("real").mkdir()
+    Path("link").symlink_to("real")
+    for arguments, words in (
+        (["--out", "link"], "is a link or a mount point"),
+        (["--out", "a", "--against", "nowhere"], "no pack at nowhere"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["pack", "scans.zip", *arguments])
+        told = capsys.readouterr()
+        assert words in told.err
+        assert "listing" not in told.err
+
+
+def test_a_folder_of_archives_is_previewed_as_what_pack_takes(scans):
+    Path("folder").mkdir()
+    with zipfile.ZipFile("scans.zip") as archive, tarfile.open("folder/scans.tar", "w") as tar:
+        for name in archive.namelist():
+            info = tarfile.TarInfo(name)
+            info.size = archive.getinfo(name).file_size
+            tar.addfile(info, archive.open(name))
+    main(["preview", "folder", "--out", "sheet.png"])
+    assert Path("sheet.png").stat().st_size > 1000

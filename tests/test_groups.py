@@ -152,6 +152,20 @@ def test_a_patient_of_earlier_packs_stays_on_its_side():
     assert not patients.is_held_out("80", 1.0)
 
 
+def test_archives_of_one_name_are_told(tmp_path, capsys):
+    """Ids come of names, so the next month's export.zip gives other radiographs the same ones."""
+    for month in (1, 2):
+        packed(
+            folder_of(tmp_path / str(month) / "export", {"a.png": saved(scan(month)), "b.png": saved(scan(month + 5))}),
+            tmp_path / f"out{month}",
+            boxes="none",
+            patient=None,
+            quiet=False,
+            against=[tmp_path / "out1"] if month == 2 else [],
+        )
+    assert "2 radiographs have the ids of others in an earlier pack" in capsys.readouterr().out
+
+
 def test_the_same_radiograph_at_another_depth_is_a_duplicate(tmp_path):
     """Fingerprints are of the whole depth, so --depth says nothing; pixels that differ in their lowest bits differ."""
     deep = scan(3).astype(np.uint16) << 4
