@@ -28,6 +28,7 @@ def pack_command(argv: Sequence[str]) -> None:
     parser.add_argument("--against", type=list[str], default=[], help=_AGAINST_HELP)
     parser.add_argument("--labels", type=list[str], default=[], help=_LABELS_HELP)
     given = vars(read(parser, argv, lists=("--against", "--labels")))
+    given["labels"] = [name for label in given["labels"] for name in label.split(",") if name]
     config = PackConfig(**given)
     manifest = pack(config)
     if not config.quiet:
@@ -42,8 +43,8 @@ _SOURCES_HELP = "folders, zip, tar or 7z archives, image files, or quoted patter
 _KEY_HELP = "file with the secret that ids are made with (made if absent); default: the user's own key"
 _AGAINST_HELP = "earlier shard folders, whose radiographs are dropped where the same pixels come again"
 _LABELS_HELP = (
-    "labels whose texts travel whatever they say: columns that are not known, and known ones with other texts than "
-    "dental terms (else left out, as they may hold names)"
+    "labels, one or several, whose texts travel whatever they say: columns that are not known, and known ones with "
+    "other texts than dental terms (else left out, as they may hold names)"
 )
 
 
@@ -99,7 +100,8 @@ def locate_command(argv: Sequence[str]) -> None:
     parser.add_argument("--key", type=str | None, default=None, help="key file of that pack; default: the user's own")
     given = read(parser, argv)
     for kind, path in locate(table_beside(Path(given.key) if given.key else default_key_file()), given.id):
-        shown = path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # a name may be no text
+        # A name may be no text, or steer a terminal.
+        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)
         print(f"{kind}\t{shown}")
 
 

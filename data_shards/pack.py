@@ -21,6 +21,7 @@ from data_shards.ids import Key, load_key, remember
 from data_shards.inventory import Entry, Inventory, take_inventory
 from data_shards.jobs import digest_of, job_of, patients_of, radiographs_in
 from data_shards.journal import Chunk, Journal
+from data_shards.labels import RESERVED
 from data_shards.ledger import Ledgers
 from data_shards.manifest import MANIFEST, read_manifest
 from data_shards.member import Member
@@ -58,8 +59,12 @@ def pack(config: PackConfig) -> dict[str, Any]:
     if plan.whole:
         say("warning: whole images are taken as crops; text burnt into their borders would enter the shards")
     if plan.dropped_columns:
-        columns = ", ".join(c if c.isprintable() else ascii(c) for c in plan.dropped_columns)
-        say(f"columns left out, as they may hold names: {columns} (keep one with --labels)")
+        columns = [c if c.isprintable() else ascii(c) for c in plan.dropped_columns if c not in RESERVED]
+        ours = [column for column in plan.dropped_columns if column in RESERVED]
+        if columns:
+            say(f"columns left out, as they may hold names: {', '.join(columns)} (keep one with --labels)")
+        if ours:
+            say(f"columns left out, as samples have fields of these names: {', '.join(ours)}")
     for label, left in sorted(plan.withheld.items()):
         say(
             f"label withheld: {left.texts} texts of `{label}` ({left.boxes} boxes) are no dental terms and may name "

@@ -42,13 +42,12 @@ def preview(paths: Sequence[Path], out: Path, boxes: str = "auto", pixel_aspect:
 def is_shards(path: Path) -> bool:
     """Whether `path` is a folder of shards: our own, or tars whose first sample is an image with JSON beside it.
 
-    Other folders with tars are sources, and so is a tar by itself.
+    Other folders with tars are sources, and so are other tars.
     """
     if (path / "manifest.json").is_file():
         return True
     try:
-        samples = ShardSet(path) if path.is_dir() else None
-        return samples is not None and "id" in samples.meta(0) and bool(samples.index["meta_size"][0])
+        return bool(ShardSet(path).index["meta_size"][0])
     except ShardError:
         return False
 

@@ -381,7 +381,7 @@ def test_what_is_rejected_can_be_found_by_its_id_whatever_its_name(tmp_path, mon
     for line in lines:
         main(["locate", line["id"], "--key", str(tmp_path / "key")])
     found = {row.split("\t")[1].removeprefix(str(tmp_path)) for row in shown.getvalue().decode().splitlines()}
-    assert found >= {"/a.tar/x\ufffd.png", "/a.tar/c.png", "/a.tar"}
+    assert found >= {"/a.tar/x\\udcff.png", "/a.tar/c.png", "/a.tar"}
 
 
 def test_a_zip_with_a_name_that_is_not_the_text_that_it_says(tmp_path):
