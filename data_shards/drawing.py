@@ -17,10 +17,12 @@ def caption(labels: Mapping[str, object]) -> str:
 
 
 def write(picture: np.ndarray, text: str, x: int, y: int) -> None:
-    """Write a line in white with a black rim onto `picture` uint8 [H, W], its foot at x, y."""
+    """Write a line in white on a dark ground onto `picture` uint8 [H, W], its foot at x, y."""
     plain = text.encode("ascii", "replace").decode()
-    cv2.putText(picture, plain, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.4, 0, 3, cv2.LINE_AA)
-    cv2.putText(picture, plain, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.4, 255, 1, cv2.LINE_AA)
+    if plain:
+        (width, height), below = cv2.getTextSize(plain, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
+        cv2.rectangle(picture, (x - 2, y - height - 2), (x + width + 1, y + below - 2), GROUND, cv2.FILLED)
+        cv2.putText(picture, plain, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.4, 255, 1, cv2.LINE_AA)
 
 
 def stacked(pictures: Sequence[np.ndarray]) -> np.ndarray:
