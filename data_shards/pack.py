@@ -43,14 +43,16 @@ def pack(config: PackConfig) -> dict[str, Any]:
     converted, and the same pack continues from there.
     """
     out = Path(config.out)
+    say: Callable[[str], None] = (lambda line: None) if config.quiet else print
     if (out / MANIFEST).exists() and was_finishing(out):
+        say(f"{out} is finished: an earlier pack was killed in its last moment, and nothing is packed now")
         return read_manifest(out)
     pattern = check(config)
-    say: Callable[[str], None] = (lambda line: None) if config.quiet else print
     key, made = load_key(config.key)
     if made:
         say(f"made a new key for ids, {made}; keep it: with another, patients get other ids")
-    sources = open_sources(config.sources, config.spool_gb, [out, working_folder(out)])
+    own = [out, working_folder(out), *([Path(config.key)] if isinstance(config.key, str | Path) else [])]
+    sources = open_sources(config.sources, config.spool_gb, [*own, *([key.table] if key.table else [])])
     ledgers = Ledgers()
     inventory = _inventory(sources, key, ledgers, config)
     given = given_annotations(str(config.boxes), sources, inventory, key, ledgers, config.spool_gb)

@@ -26,8 +26,8 @@ from data_shards.spool import Spool
 class Source:
     """Something to pack. `label` stands for it in the names that ids are made of, wherever it lies on the disk.
 
-    `spool_bytes` is the size of the temporary file for archives inside its archives; `leaves` are folders below it that
-    are not looked into; `linked` says that a pattern met it at or behind a link.
+    `spool_bytes` is the size of the temporary file for archives inside its archives; `leaves` are folders and
+    files below it that are not looked into; `linked` says that a pattern met it at or behind a link.
     """
 
     path: Path
@@ -108,9 +108,9 @@ class _Place(NamedTuple):
 def open_sources(paths: Sequence[str | Path], spool_gb: float = SPOOL_GB, leaves: Iterable[Path] = ()) -> list[Source]:
     """The sources at `paths`, which may be patterns such as `clinic/**/*.zip`; archives are recognised by content.
 
-    `spool_gb` is the size in 10^9 bytes of the temporary file for inner archives, `leaves` are folders that are not
-    read even where they lie in a source. Raises PackError for a path or pattern at which nothing lies, and for a path
-    that cannot be read; among many that match a pattern, one such is left to the ledgers.
+    `spool_gb` is the size in 10^9 bytes of the temporary file for inner archives, `leaves` are folders and files that
+    are not read even where they lie in a source. Raises PackError for a path or pattern at which nothing lies, and for
+    a path that cannot be read; among many that match a pattern, one such is left to the ledgers.
     """
     sources: list[Source] = []
     labels: set[str] = set()
@@ -157,7 +157,7 @@ def _is_linked(place: Path, root: Path) -> bool:
 
 def _in_folder(folder: Path, leaves: Collection[Path]) -> Iterator[Member]:
     """The files below a folder but not in `leaves`, in the order of their names, whatever that of the file system."""
-    waiting = [folder]
+    waiting, names = [folder], {leaf.name for leaf in leaves}
     while waiting:
         place = waiting.pop()
         name = place.relative_to(folder).as_posix()
@@ -168,9 +168,10 @@ def _in_folder(folder: Path, leaves: Collection[Path]) -> Iterator[Member]:
             continue
         folders = []
         for entry in entries:
+            if entry.name in names and Path(entry.path).resolve() in leaves:
+                continue
             if entry.is_dir(follow_symlinks=False):
-                if not leaves or Path(entry.path).resolve() not in leaves:
-                    folders.append(Path(entry.path))
+                folders.append(Path(entry.path))
             else:
                 yield _member(Path(entry.path), Path(entry.path).relative_to(folder).as_posix())
         waiting += reversed(folders)

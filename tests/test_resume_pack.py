@@ -244,5 +244,7 @@ def test_a_pack_does_not_read_what_it_writes(tmp_path):
     for folder in (".out.packing", "out"):
         (tmp_path / folder).mkdir()
     (tmp_path / ".out.packing" / "left.png").write_bytes(saved(scan(9)))
-    manifest = pack(PackConfig([tmp_path], tmp_path / "out", key=b"a public key for tests", quiet=True))
+    (tmp_path / "my.key").write_text(KEY)
+    (tmp_path / "my.key.ids.jsonl").write_text("")
+    manifest = pack(PackConfig([tmp_path], tmp_path / "out", key=tmp_path / "my.key", quiet=True))
     assert manifest["ledgers"]["files"] == {"seen": 3, "used": 3, "rejected": 0}
