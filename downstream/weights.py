@@ -1,6 +1,5 @@
 """A combined checkpoint with its input convention, as a backbone ready for use."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,7 @@ from downstream.zoo import Identified, identify
 from pretrain.backbones import Backbone, build_backbone, check_view_size
 from pretrain.checkpoint import CheckpointError
 from pretrain.combined import backbone_of, fill, read_combined
-
-ASSUMED: dict[str, Any] = {"size": (320, 240), "mean": 0.5, "std": 0.25}
-"""Where no facts lie beside a checkpoint: the release's size and this project's scaling."""
+from pretrain.facts import ASSUMED, read_facts, read_json
 
 
 @dataclass(frozen=True)
@@ -71,29 +68,6 @@ def load_weights(config: WeightsConfig) -> Weights:
         loaded=f"{published or checkpoint.name}: {name}, {loaded}",
         release=published,
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} where there is none."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-
-
-def read_facts(path: Path) -> dict[str, Any]:
-    """Backbone, size, mean and std from a facts file; {} where there is none. Raises DownstreamError if unreadable."""
-    try:
-        if not (facts := read_json(path)):
-            return {}
-        size = tuple(int(side) for side in facts["input"]["size"])
-        if len(size) != 2:
-            raise ValueError("input.size is not a height and a width")
-        return {"backbone": str(facts["backbone"]), "size": size} | {
-            name: float(facts["input"][name]) for name in ("mean", "std")
-        }
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise DownstreamError(
-            f"the facts in {path} cannot be read ({type(error).__name__}: {error}): "
-            "copy them again, or remove the file and give --backbone, --size, --mean and --std"
-        ) from error
 
 
 def to_device(model: Backbone) -> Backbone:

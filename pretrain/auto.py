@@ -87,12 +87,17 @@ def learning_rate(batch: int, backbone: str) -> float:
 
 
 def resolved(
-    config: Config, crops: int, device: str, processes: int, earlier: Mapping[str, Any] | None = None
+    config: Config,
+    crops: int,
+    device: str,
+    processes: int,
+    earlier: Mapping[str, Any] | None = None,
+    head: int | None = None,
 ) -> tuple[Config, str]:
     """The settings with numbers in place of `auto`, and a line that says which; "" if none was on `auto`.
 
     `earlier` is the identity of the run that is continued, if one is: what it trained with stays, whatever the rules
-    would say of another number of processes or steps.
+    would say of another number of processes or steps. `head` is the width K of the head that the run starts from.
     """
     earlier, values = earlier or {}, {}
     names = on_auto(config)
@@ -109,7 +114,7 @@ def resolved(
         steps = values["steps"] = earlier.get("total steps", run_steps(crops, batch))
     else:
         steps = _with(config, values).total_steps(crops)
-    settle("method.prototypes", prototypes(crops, batch))
+    settle("method.prototypes", head or prototypes(crops, batch))
     settle("method.teacher_temperature", teacher_temperature(crops))
     settle("method.teacher_temperature_start", teacher_temperature_start(crops))
     settle("method.teacher_temperature_warmup", teacher_temperature_warmup(steps))

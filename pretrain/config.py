@@ -109,6 +109,12 @@ class OptimConfig:
     recipes of minutes take 1e-3."""
     lr_end: float = 1e-6
     """Learning rate at the last step, as published."""
+    init_lr: float = 0.1
+    """Factor of the learning rate in a run that starts from `init`: at its full peak, weights that already know
+    something forget it."""
+    init_freeze: float = 0.05
+    """Share of a run that starts from `init` in which only the head learns: its gradients are large at first, since
+    views and targets are not those that it was trained with."""
     warmup: AutoFloat = 0.05
     """Share of the run over which the learning rate rises linearly; auto: of 12,500 steps, at most 0.1."""
     weight_decay: float = 0.04
@@ -150,6 +156,9 @@ class Config:
     """One of the 12 released backbones, or any timm model with feature maps. starnet_s4: small, quick on 2 cores."""
     out: str = "runs/demo"
     """Run folder. Its name is the run's name: <out>/<name>.pth."""
+    init: str | None = None
+    """Combined checkpoint to start from, released or your own, with its head: FILE.pth or safetensors in any form that
+    is in circulation. A run that is continued has its own weights and does not read it."""
     steps: int | None = None
     """Length of the run in steps; give this or `epochs`."""
     epochs: AutoFloat | None = None
@@ -251,6 +260,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "method.freeze_last_layer": (0, 1),
     "optim.lr": (0, math.inf),
     "optim.lr_end": (0, math.inf),
+    "optim.init_lr": (0, math.inf),
+    "optim.init_freeze": (0, 1),
     "optim.warmup": (0, 1),
     "optim.weight_decay": (0, math.inf),
     "optim.weight_decay_end": (0, math.inf),

@@ -8,11 +8,14 @@ from typing import Any
 from augment import RESIZE_RULE
 from data_shards.stream import ShardSet
 from pretrain.backbones import release_of
-from pretrain.checkpoint import replace_atomically
+from pretrain.checkpoint import CheckpointError, replace_atomically
 from pretrain.config import Config
 
 # Settings that name places on a disk, which are nobody's business and may be a clinic's name.
-PRIVATE = ("out", "shards", "cache")
+PRIVATE = ("out", "shards", "cache", "init")
+
+ASSUMED: dict[str, Any] = {"size": (320, 240), "mean": 0.5, "std": 0.25}
+"""Where no facts lie beside a checkpoint: the release's size and this project's scaling."""
 
 
 def weights_facts(
@@ -25,8 +28,12 @@ def weights_facts(
     total: int,
     scores: dict[str, Any],
     monitors: dict[str, Any],
+    init: str | None = None,
 ) -> dict[str, Any]:
-    """The facts about one combined checkpoint, JSON-ready; paths are left out, data sets are named by checksum."""
+    """The facts about one combined checkpoint, JSON-ready.
+
+    Paths are left out; data sets, and the weights that the run began from (`init`), are named by checksum.
+    """
     release = release_of(config.backbone)
     packed_here = all(s.manifest for s in sets)  # pack makes both so; of foreign shards nobody checked
     return {
@@ -57,6 +64,7 @@ def weights_facts(
             }
             for i, s in enumerate(sets)
         ],
+        "init": init,
         "settings": _without_places(dataclasses.asdict(config)) | {"precision": precision},
         "monitors": monitors,
         "scores": scores,
@@ -67,6 +75,28 @@ def write_facts(path: Path, facts: dict[str, Any]) -> None:
     """Write the facts atomically."""
     text = json.dumps(facts, indent=2) + "\n"
     replace_atomically(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} where there is none."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Backbone, size, mean and std from a facts file; {} where there is none. Raises CheckpointError if unreadable."""
+    try:
+        if not (facts := read_json(path)):
+            return {}
+        size = tuple(int(side) for side in facts["input"]["size"])
+        if len(size) != 2:
+            raise ValueError("input.size is not a height and a width")
+        return {"backbone": str(facts["backbone"]), "size": size} | {
+            name: float(facts["input"][name]) for name in ("mean", "std")
+        }
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise CheckpointError(
+            f"the facts in {path} cannot be read ({type(error).__name__}: {error}): copy them again, or remove the file"
+        ) from error
 
 
 def _without_places(settings: dict[str, Any]) -> dict[str, Any]:

@@ -16,20 +16,25 @@ from pretrain.trainer import rates_at
 # A change of these, or of eval.*, changes nothing that training computes (threads: its last bits, which is said). Data
 # sets are told apart by checksum, precision by what it resolved to, the length of the run by its steps.
 HARMLESS = (
-    "out", "steps", "epochs", "checkpoint_every", "keep", "milestone_every", "on_collapse", "timeout", "precision",
-    "threads", "data.workers", "data.shards", "data.bad_samples", "data.record", "data.cache", "data.cache_gb",
-    "data.patience",
+    "out", "init", "steps", "epochs", "checkpoint_every", "keep", "milestone_every", "on_collapse", "timeout",
+    "precision", "threads", "data.workers", "data.shards", "data.bad_samples", "data.record", "data.cache",
+    "data.cache_gb", "data.patience",
 )  # fmt: skip
 
 
 def identity(
-    config: Config, sets: Sequence[ShardSet], weights: list[float] | None, precision: str, total: int
+    config: Config,
+    sets: Sequence[ShardSet],
+    weights: list[float] | None,
+    precision: str,
+    total: int,
+    init: str | None,
 ) -> dict[str, Any]:
-    """All that the run computes from, JSON-ready: settings, arithmetic, order, length, and the data by checksum."""
+    """All that the run computes from, JSON-ready: settings, arithmetic, order, length; by checksum data and `init`."""
     settings = flat(json.loads(json.dumps(dataclasses.asdict(config))))
     kept = {k: v for k, v in settings.items() if k not in HARMLESS and not k.startswith("eval.")}
     data = {"data": [shards.checksum[:12] for shards in sets], "data.weights": weights, "data.order": ORDER}
-    return kept | data | {"precision": precision, "total steps": total}
+    return kept | data | {"init": init, "precision": precision, "total steps": total}
 
 
 def circumstances(processes: int, threads: int, device: str) -> dict[str, Any]:

@@ -100,6 +100,7 @@ def summary_rows(metrics: list[dict[str, Any]], scores: dict[str, Any], prototyp
         ]
     rows += [
         (f"k-NN {knn['label']}", f"{knn['after']:.3f} after training"),
+        *([("", f"{knn['start']:.3f} at the start, with the weights of --init")] if "start" in knn else []),
         ("", f"{knn['before']:.3f} before, with the random weights"),
         (
             "",

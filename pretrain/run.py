@@ -15,13 +15,14 @@ from tqdm import tqdm
 
 from data_shards.stream import ShardSet, Stream
 from pretrain.auto import resolved
-from pretrain.backbones import build_backbone
+from pretrain.backbones import Backbone, build_backbone
 from pretrain.batchnorm import calibration_crops, exported
 from pretrain.checkpoint import load_resume, save_resume
 from pretrain.combined import load_combined, save_combined
 from pretrain.config import ChangedError, Config, ConfigError
 from pretrain.facts import weights_facts, write_facts
 from pretrain.identity import circumstances, differences, extension_note, identity, table
+from pretrain.initial import checksum_of, read_initial, start_from, starting_backbone
 from pretrain.journal import Journal, read_metrics
 from pretrain.knn import TrainingKnn
 from pretrain.precision import resolve_precision, resolve_threads
@@ -74,11 +75,17 @@ class Run:
         stream = Stream(self.sets, self.weights, config.seed, config.data.shard_group)
         path = self._on_main(self._checkpoint)
         earlier = load_resume(path) if path else {}
-        config = self.config = self._without_auto(len(stream), json.loads(earlier.get("identity", "{}")))
+        was = json.loads(earlier.get("identity", "{}"))
+        initial = read_initial(config.init) if config.init and not path else None
+        self.init = initial.checksum if initial else checksum_of(config.init, was.get("init"))
+        config = self.config = self._without_auto(len(stream), was, initial.prototypes if initial else None)
         on_cpu = self.state.device.type == "cpu"
         self.trainer = Trainer(config, Accelerator(cpu=on_cpu, mixed_precision=self.precision.mixed), stream)
         if path:
             self._restore(path, earlier)
+        elif initial:
+            start_from(initial, config, self.trainer.student, self.trainer.teacher)
+            self.say(initial.said(config))
         finished = self._on_main(lambda: self.folder.read_state().get("state")) == "finished"
         if finished and self.trainer.step == self.trainer.total:
             self.say(f"the run in {self.folder.path} is finished: see {self.folder.report}; --resume never starts anew")
@@ -130,14 +137,15 @@ class Run:
             write_views(self.trainer.stream, self.config, self.folder.views)
 
     def _identity(self) -> dict[str, Any]:
-        return identity(self.config, self.sets, self.weights, self.precision.name, self.trainer.total)
+        return identity(self.config, self.sets, self.weights, self.precision.name, self.trainer.total, self.init)
 
     def _circumstances(self) -> dict[str, Any]:
         return circumstances(self.state.num_processes, self.threads, self.state.device.type)
 
-    def _without_auto(self, crops: int, earlier: dict[str, Any]) -> Config:
+    def _without_auto(self, crops: int, earlier: dict[str, Any], head: int | None) -> Config:
         """The settings with those on `auto` decided: by the run that is continued, else by rule."""
-        config, said = resolved(self.config, crops, self.state.device.type, self.state.num_processes, earlier)
+        device, processes = self.state.device.type, self.state.num_processes
+        config, said = resolved(self.config, crops, device, processes, earlier, head)
         if said:
             self.say(said)
         config.check(self.state.num_processes)
@@ -317,9 +325,16 @@ class Run:
             total=self.trainer.total,
             scores=scores,
             monitors=monitors,
+            init=self.init,
         )
         write_facts(path, facts)
         return facts
+
+    def _knn(self, trained: Backbone) -> dict[str, Any]:
+        start = starting_backbone(self.config, self.init)
+        if self.config.init and start is None:
+            self.say(f"{self.config.init} is no longer what the run began with, so it is not scored")
+        return knn_of_run(self.config, trained, self.labelled, self.sets, self.say, start)
 
     def _finish(self) -> None:
         """Score the weights as their users will load them, write facts, report and summary."""
@@ -332,7 +347,7 @@ class Run:
         trained.to(self.state.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.labelled:
             self.say("scoring by k-NN, beside random weights, raw pixels and crop size")
-        scores = {"knn": knn_of_run(self.config, trained, self.labelled, self.sets, self.say)} if self.labelled else {}
+        scores = {"knn": self._knn(trained)} if self.labelled else {}
         facts = self._write_facts(self.folder.facts, scores)
         rows = [*told(lines, self.trainer.total), *summary_rows(lines, scores, self.config.method.prototypes)]
         write_report(self.folder, rows, facts["settings"])

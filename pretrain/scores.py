@@ -55,8 +55,9 @@ def knn_of_run(
     labelled: Sequence[ShardSet],
     training: Sequence[ShardSet],
     say: Callable[[str], None],
+    start: Backbone | None = None,
 ) -> dict[str, Any]:
-    """k-NN of the trained backbone, of the random weights it began with, of raw pixels and of crop size.
+    """k-NN of the trained backbone, of random weights, of raw pixels, of crop size, and of the `start` it was given.
 
     It comes after days of training, so crops that cannot be read are left out and said, not an error.
     """
@@ -71,9 +72,11 @@ def knn_of_run(
     if unreadable:
         say(f"warning: k-NN leaves out {len(unreadable)} crops that cannot be read: {unreadable[0]} ...")
     scored = np.arange(len(crops.labels)) < held_out
-    before = untrained_features(config, crops.images, next(trained.parameters()).device)
-    after = unit(embed(trained, crops.images, config.mean, config.std, config.eval.batch_size))
-    features = baseline_features(crops, before) | {"after": after}
+    device, arguments = next(trained.parameters()).device, (crops.images, config.mean, config.std)
+    features = baseline_features(crops, untrained_features(config, crops.images, device))
+    features["after"] = unit(embed(trained, *arguments, config.eval.batch_size))
+    if start is not None:
+        features["start"] = unit(embed(start.to(device), *arguments, config.eval.batch_size))
     return {"label": label, **knn_scores(crops, scored, features, config.eval.neighbours, config.eval.folds)}
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,10 +46,15 @@ def ema_update(teacher: Network, student: nn.Module, momentum: float) -> None:
     torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
 
 
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Two AdamW groups: matrices and kernels decay, biases and norm parameters (one axis) do not."""
-    trained = [p for p in network.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay, "decays": True},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0, "decays": False},
-    ]
+def parameter_groups(network: Network, weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's groups: matrices and kernels decay, biases and norm parameters (one axis) do not.
+
+    Backbone and head are apart, so that the head can learn alone at first.
+    """
+    groups: list[dict[str, Any]] = []
+    for module in (network.backbone, network.proj_head):
+        for decays in (True, False):
+            chosen = [p for p in module.parameters() if p.requires_grad and (p.ndim > 1) == decays]
+            rates = {"weight_decay": weight_decay if decays else 0.0, "decays": decays}
+            groups.append({"params": chosen, "in_backbone": module is network.backbone, **rates})
+    return groups

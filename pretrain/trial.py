@@ -16,6 +16,7 @@ from pretrain.batchnorm import calibration_crops, exported
 from pretrain.checkpoint import save_resume
 from pretrain.combined import save_combined
 from pretrain.config import Config
+from pretrain.initial import read_initial, start_from
 from pretrain.monitors import memory_bytes
 from pretrain.precision import resolve_precision, resolve_threads
 from pretrain.shards import open_sets, phantom_shards, shard_cache
@@ -73,10 +74,14 @@ def trial(config: Config, state: PartialState, watchdog: Watchdog, folder: Path)
         with state.main_process_first():
             sets = [ShardSet(phantom_shards(_small(config), folder, lambda _: None))]
     stream = Stream(sets, weights, config.seed, config.data.shard_group)
-    config, _ = resolved(config, len(stream), state.device.type, state.num_processes)
+    initial = read_initial(config.init) if config.init else None
+    head = initial.prototypes if initial else None
+    config, _ = resolved(config, len(stream), state.device.type, state.num_processes, head=head)
     reader_rate = _reader_rate(config, stream, state)
     on_cpu = state.device.type == "cpu"
     trainer = Trainer(config, Accelerator(cpu=on_cpu, mixed_precision=precision.mixed), stream)
+    if initial:
+        start_from(initial, config, trainer.student, trainer.teacher)
     if state.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(state.device)
     ends, waits, peak = [time.perf_counter()], [0.0], 0

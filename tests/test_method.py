@@ -169,11 +169,13 @@ def test_teacher_is_the_moving_average_of_the_student():
 
 def test_norms_biases_and_fixed_gain_do_not_decay():
     network = tiny_network()
-    decaying, plain = parameter_groups(network, 0.04)
-    assert all(p.ndim > 1 for p in decaying["params"])
-    assert all(p.ndim == 1 for p in plain["params"])
-    assert plain["weight_decay"] == 0
-    listed = {id(p) for group in (decaying, plain) for p in group["params"]}
+    groups = parameter_groups(network, 0.04)
+    for group in groups:
+        assert all((p.ndim > 1) == group["decays"] for p in group["params"])
+        assert group["weight_decay"] == (0.04 if group["decays"] else 0)
+    within = {id(p) for group in groups if group["in_backbone"] for p in group["params"]}
+    assert within == {id(p) for p in network.backbone.parameters()}
+    listed = {id(p) for group in groups for p in group["params"]}
     assert id(network.proj_head.last_layer.weight_g) not in listed
     assert len(listed) == len(list(network.parameters())) - 1
 

@@ -1,0 +1,158 @@
+"""Runs that start from weights (`--init`): what is loaded, what is refused, and that it is not destroyed."""
+
+import copy
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from processes import smoke
+from safetensors.torch import save_file
+
+from augment.config import ViewConfig
+from pretrain.checkpoint import CheckpointError
+from pretrain.combined import save_combined
+from pretrain.config import Config, ConfigError, DataConfig, MethodConfig, OptimConfig
+from pretrain.initial import read_initial, start_from
+from pretrain.trainer import Trainer, build_networks, rates_at
+
+TINY = "test_resnet"  # of timm's own test models
+
+
+def configuration(**more) -> Config:
+    views = ViewConfig(global_size=(64, 48), local_size=(32, 32), local_count=2)
+    return Config(backbone=TINY, steps=20, data=DataConfig(batch_size=8, workers=0), views=views, **more)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory) -> Path:
+    """Weights as of a run, with their facts beside them."""
+    path = tmp_path_factory.mktemp("begun") / "begun.pth"
+    student, _ = build_networks(configuration(seed=5))
+    save_combined(path, student.backbone, student.proj_head)
+    facts = {"backbone": TINY, "input": {"size": [64, 48], "mean": 0.5, "std": 0.25}}
+    path.with_suffix(".json").write_text(json.dumps(facts))
+    return path
+
+
+@pytest.mark.parametrize("form", ["nested", "flat", "wrapped", "state_dict", "safetensors", "resume"])
+def test_both_networks_start_from_any_form_with_its_head(form, begun, tmp_path):
+    nested = torch.load(begun, weights_only=True)
+    stored = {f"{part}.{key}": value for part, state in nested.items() for key, value in state.items()}
+    path = tmp_path / "start.pth"
+    if form == "nested":
+        shutil.copy(begun, path)
+    elif form == "safetensors":
+        save_file(stored, path := tmp_path / "start.safetensors")
+    elif form == "resume":
+        torch.save({"step": 3, "teacher": stored, "student": {}}, path)
+    else:
+        flat = {("module." if form == "wrapped" else "") + key: value for key, value in stored.items()}
+        torch.save({"state_dict": flat} if form == "state_dict" else flat, path)
+    student, teacher = build_networks(configuration())
+    start_from(read_initial(str(path)), configuration(init=str(path)), student, teacher)
+    for network in (student, teacher):
+        for name, parameter in network.named_parameters():
+            assert torch.equal(parameter, stored[name]), name
+
+
+def test_the_head_learns_alone_at_first_and_all_of_it_slower(begun):
+    config = configuration(init="somewhere", optim=OptimConfig(lr=1e-3, init_lr=0.1, init_freeze=0.2))
+    rates, usual = ([rates_at(c, step, 20) for step in range(20)] for c in (config, replace(config, init=None)))
+    assert [r.backbone_frozen for r in rates] == [True] * 4 + [False] * 16
+    assert not any(r.backbone_frozen for r in usual)
+    assert max(r.lr for r in rates) == pytest.approx(0.1 * max(r.lr for r in usual)) == pytest.approx(1e-4)
+
+    trainer = Trainer(config, Accelerator(cpu=True), range(100))
+    start_from(read_initial(str(begun)), config, trainer.student, trainer.teacher)
+    trainer.trained = trainer.student
+    at = [copy.deepcopy(trainer.student.state_dict())]
+    for rate in rates[:6]:
+        views = [torch.randint(0, 256, (16, 1, *size), dtype=torch.uint8) for size in ((64, 48), (32, 32))]
+        trainer.train_step(views, rate)
+        at.append(copy.deepcopy(trainer.student.state_dict()))
+    for name in (name for name, p in trainer.student.named_parameters() if p.requires_grad):
+        assert torch.equal(at[0][name], at[4][name]) == name.startswith("backbone."), name
+        assert not torch.equal(at[4][name], at[6][name]), name
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"backbone": "resnet10t"}, "of backbone test_resnet, not resnet10t as the run: give --backbone test_resnet"),
+        ({"method": MethodConfig(prototypes=64)}, "of method.prototypes 256, not 64 as the run: give --method.proto"),
+        ({"mean": 0.4}, "of mean 0.5, not 0.4 as the run: give --mean 0.5"),
+        ({"std": 1.0}, "of std 0.25, not 1 as the run: give --std 0.25"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_with_the_option_that_would(change, said, begun):
+    config = replace(configuration(), **change)
+    with pytest.raises(ConfigError) as raised:
+        start_from(read_initial(str(begun)), config, *build_networks(config))
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_nobody_describes_is_assumed_to_be_as_the_release(begun, tmp_path):
+    path = tmp_path / "bare.pth"
+    shutil.copy(begun, path)
+    config = configuration(mean=0.4)  # nobody says that this is wrong
+    initial = read_initial(str(path))
+    start_from(initial, config, *build_networks(config))
+    said = initial.said(config)
+    assert "made for crops of 320x240 px, and now sees 64x48, (pixel / white - 0.5) / 0.25: nothing beside it" in said
+
+
+def test_a_file_that_is_not_there_is_one_line():
+    with pytest.raises(CheckpointError, match=r"^no checkpoint at nowhere.pth; check the path$"):
+        read_initial("nowhere.pth")
+
+
+@pytest.mark.slow  # whose keys they are is found by building all that were released
+def test_keys_tell_whose_they_are_where_nobody_does(begun, tmp_path):
+    path = tmp_path / "bare.pth"
+    shutil.copy(begun, path)
+    config = replace(configuration(), backbone="mambaout_femto")
+    with pytest.raises(ConfigError, match=r"does not fit: .* keys do; .*missing"):
+        start_from(read_initial(str(path)), config, *build_networks(config))
+    student, _ = build_networks(config)
+    save_combined(path, student.backbone, student.proj_head)
+    with pytest.raises(ConfigError, match="is of backbone mambaout_femto, not test_resnet as the run"):
+        start_from(read_initial(str(path)), configuration(), *build_networks(configuration()))
+
+
+@pytest.mark.slow
+def test_a_run_from_weights_keeps_what_they_know_and_continues_without_them(tmp_path):
+    """k-NN does not fall below the start; the file may move or vanish afterwards, but not become another."""
+    begun, out = tmp_path / "begun", tmp_path / "run"
+    common = ["--backbone", TINY, "--data.batch_size", 8, "--data.workers", 0, "--optim.lr", 2e-3]
+    smoke(begun, None, *common, "--steps", 30)
+    shards, start = next((begun / "phantom").glob("seed-*/")), tmp_path / "start" / "begun.pth"
+    start.parent.mkdir()
+    for name in ("begun.pth", "begun.json"):
+        shutil.copy(begun / name, start.parent)
+    common += ["--method.prototypes", "auto"]
+    printed = smoke(out, shards, *common, "--init", start, "--steps", 10)
+    assert "starting from begun.pth" in printed
+    assert "64x48 px, (pixel / white - 0.5) / 0.25: stated with it" in printed
+    facts = json.loads((out / "run.json").read_text())
+    knn = facts["scores"]["knn"]
+    assert knn["start"] == json.loads((begun / "begun.json").read_text())["scores"]["knn"]["after"]
+    assert knn["after"] >= knn["start"] - 0.05  # one crop in twenty
+    assert str(tmp_path) not in json.dumps(facts)
+    assert yaml.safe_load((out / "config.yaml").read_text())["init"] == str(start)
+
+    refused = smoke(out, shards, *common, "--steps", 12, code=2)
+    assert re.search(rf"init +{facts['init']} +None", refused)
+    moved = start.rename(tmp_path / "elsewhere.pth")
+    assert "is finished" in smoke(out, shards, *common, "--init", moved, "--steps", 10)
+    moved.write_bytes(moved.read_bytes() + b" ")
+    assert "run with other settings" in smoke(out, shards, *common, "--init", moved, "--steps", 12, code=2)
+    moved.unlink()
+    assert "continuing from step 10" in smoke(out, shards, *common, "--init", moved, "--steps", 12)
+    assert "start" not in json.loads((out / "run.json").read_text())["scores"]["knn"]
