@@ -1,7 +1,5 @@
 """What a shard folder holds, as one self-contained page that a phone can read too: no network, no script."""
 
-import base64
-import html
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data_shards.describe import BARS, LISTED, counted, duplicate_lines, headline, printable, why_not
+from data_shards.describe import BARS, LISTED, counted, duplicate_lines, headline, why_not
+from data_shards.document import document, photo, table, text
 from data_shards.drawing import caption
 from data_shards.errors import PackError
 from data_shards.ledger import LEDGERS
@@ -17,7 +16,6 @@ from data_shards.preview import eight_bits
 from data_shards.shard_set import ShardSet
 from data_shards.survey import QUANTILES, Survey, spread_over
 
-BLUE = "#1f5f8b"
 CROPS = 48
 """Crops on the page: as many as one looks at, some 300 KB."""
 THUMBNAIL = 160
@@ -25,26 +23,17 @@ THUMBNAIL = 160
 BINS = 40
 
 _STYLE = f"""
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 1.5rem auto; max-width: 70rem; padding: 0 1rem; color: #222 }}
-.wide {{ overflow-x: auto }}
-table {{ border-collapse: collapse }}
-th, td {{ text-align: right; padding: .15rem .9rem .15rem 0; vertical-align: top }}
-th:first-child, .words {{ text-align: left }}
-td + td {{ white-space: nowrap }}
 .values {{ columns: 16rem; column-gap: 2rem }}
 .values.few {{ columns: auto; max-width: 40rem }}
 .values div {{ display: flex; gap: .8rem; break-inside: avoid }}
 .values b {{ overflow: hidden; text-overflow: ellipsis; white-space: nowrap; flex: none; max-width: 40% }}
 .values span {{ text-align: right; flex: none; width: 3.4rem }}
 .values i {{ flex: 1 }}
-.values i i {{ display: block; background: {BLUE}; height: .8rem; margin-top: .35rem }}
+.values i i {{ display: block; background: var(--accent); height: .8rem; margin-top: .35rem }}
 .crops, .plots {{ display: flex; flex-wrap: wrap; gap: .6rem }}
-figure {{ margin: 0; text-align: center; font-size: .8rem; color: #555 }}
 .crops img {{ height: {THUMBNAIL}px; max-width: 100%; object-fit: contain; display: block; margin: 0 auto }}
 .plots figure {{ flex: 1 1 20rem; text-align: left }}
 @media (min-width: 50rem) {{ .plots figure {{ flex: 0 0 calc(50% - .3rem) }} }}
-svg {{ width: 100%; height: auto; display: block }}
-h2 {{ margin-top: 2rem }}
 """
 
 
@@ -64,7 +53,7 @@ def write_page(samples: ShardSet, found: Survey, path: Path) -> None:
 def as_page(samples: ShardSet, found: Survey) -> str:
     """A survey of `samples` as HTML."""
     title = f"{counted(found.samples, 'tooth crop')} in {counted(found.shards, 'shard')}"
-    labels = "".join(f"<h3>{_text(name)}</h3>{_label(counts)}" for name, counts in found.labels.items())
+    labels = "".join(f"<h3>{text(name)}</h3>{_label(counts)}" for name, counts in found.labels.items())
     sections = {
         "Crops": _crops(samples),
         "Sizes and intensities": _plots(found),
@@ -74,15 +63,8 @@ def as_page(samples: ShardSet, found: Survey) -> str:
         "Settings": _settings(found),
     }
     body = "".join(f"<h2>{name}</h2>\n{content}\n" for name, content in sections.items() if content)
-    summary = "<br>".join(_text(line) for line in headline(found))
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{_STYLE}</style>
-<h1>{title}</h1>
-<p>{summary}</p>
-{body}</html>
-"""
+    summary = "<br>".join(text(line) for line in headline(found))
+    return document(title, f"<p>{summary}</p>\n{body}", _STYLE)
 
 
 def _crops(samples: ShardSet) -> str:
@@ -92,12 +74,9 @@ def _crops(samples: ShardSet) -> str:
         height, width = crop.shape
         scale = min(1.0, 2 * THUMBNAIL / height, 4 * THUMBNAIL / width)  # twice the shown size, for sharp screens
         size = max(1, round(width * scale)), max(1, round(height * scale))
-        jpeg = cv2.imencode(".jpg", cv2.resize(crop, size, interpolation=cv2.INTER_AREA))[1].tobytes()
-        words = _text(f"{caption(meta)} {width}×{height}".strip())
-        data = base64.b64encode(jpeg).decode()
-        figures += (
-            f'<figure><img alt="{words}" src="data:image/jpeg;base64,{data}"><figcaption>{words}</figcaption></figure>'
-        )
+        words = f"{caption(meta)} {width}×{height}".strip()
+        shown = photo(cv2.resize(crop, size, interpolation=cv2.INTER_AREA), words, quality=95)
+        figures += f"<figure>{shown}<figcaption>{text(words)}</figcaption></figure>"
     return f'<p>Spread evenly over the shards; width × height in pixels.</p><div class="crops">{figures}</div>'
 
 
@@ -106,7 +85,7 @@ def _label(counts: Counter[str]) -> str:
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]) if few else (0, item[0]))
     total, most, wide = sum(counts.values()), max(counts.values()), max(map(len, counts))
     rows = "".join(
-        f'<div><b style="width:{wide}ch">{_text(value)}</b><span>{count:,}</span><span>{count / total:.1%}</span>'
+        f'<div><b style="width:{wide}ch">{text(value)}</b><span>{count:,}</span><span>{count / total:.1%}</span>'
         f'<i><i style="width:{100 * count / most:.1f}%"></i></i></div>'
         for value, count in ordered[:LISTED]
     )
@@ -128,8 +107,8 @@ def _plots(found: Survey) -> str:
         cells = "".join(f"<td>{v:.4g}</td>" for v in np.quantile(values, QUANTILES))
         rows += f"<tr><th>{names[name]}</th>{cells}</tr>"
     measured = f"<p>Intensities of {counted(found.measured, 'crop')}, spread evenly.</p>"
-    table = f'<div class="wide"><table><tr><th></th>{heads}</tr>{rows}</table></div>'
-    return f'<div class="plots">{plots}</div>{table}{measured}'
+    quantiles = f'<div class="wide"><table><tr><th></th>{heads}</tr>{rows}</table></div>'
+    return f'<div class="plots">{plots}</div>{quantiles}{measured}'
 
 
 def _edges(values: np.ndarray, whole: bool) -> np.ndarray:
@@ -155,11 +134,11 @@ def _histogram(counts: np.ndarray, edges: np.ndarray, words: str) -> str:
         f'<text x="{x}" y="116" text-anchor="{anchor}">{value:.3g}</text>'
         for x, anchor, value in ((0, "start", edges[0]), (200, "middle", middle), (400, "end", edges[-1]))
     )
-    said = _text(words)
+    said = text(words)
     return (
         f'<figure><figcaption>{said}</figcaption><svg viewBox="0 0 400 120" role="img" aria-label="{said}" '
-        f'fill="{BLUE}" font-size="12">{bars}<line x1="0" x2="400" y1="100.5" y2="100.5" stroke="#999"/>'
-        f'<g fill="#555">{ticks}</g></svg></figure>'
+        f'fill="var(--accent)" font-size="12">{bars}<line x1="0" x2="400" y1="100.5" y2="100.5" stroke="var(--line)"/>'
+        f'<g fill="var(--pale)">{ticks}</g></svg></figure>'
     )
 
 
@@ -168,18 +147,18 @@ def _books(found: Survey) -> str:
         return ""
     heads = ["", "seen", "used", "rejected"]
     ledgers = [(name, *(f"{ledger[k]:,}" for k in heads[1:])) for name, ledger in found.manifest["ledgers"].items()]
-    parts = [_table(heads, ledgers)]
+    parts = [table(heads, ledgers)]
     reasons = [(why, *(f"{counts.get(name, 0):,}" for name in LEDGERS)) for why, counts in why_not(found.manifest)]
     if reasons:
-        parts += ["<h3>Rejected</h3>", _table(["", *LEDGERS], reasons)]
-    parts.append("<h3>Duplicates</h3>" + "".join(f"<p>{_text(line)}</p>" for line in duplicate_lines(found)))
+        parts += ["<h3>Rejected</h3>", table(["", *LEDGERS], reasons)]
+    parts.append("<h3>Duplicates</h3>" + "".join(f"<p>{text(line)}</p>" for line in duplicate_lines(found)))
     if sources := found.manifest.get("sources"):
         total = sum(source["crops"] for source in sources) or 1
         rows = [
             (s["id"], f"{s['files']:,}", f"{s['radiographs']:,}", f"{s['crops']:,}", f"{s['crops'] / total:.1%}")
             for s in sources
         ]
-        parts += ["<h3>Sources</h3>", _table(["source", "files", "radiographs", "crops", "share"], rows)]
+        parts += ["<h3>Sources</h3>", table(["source", "files", "radiographs", "crops", "share"], rows)]
     return "".join(parts)
 
 
@@ -191,24 +170,9 @@ def _facts(found: Survey) -> str:
         low, middle, high = np.quantile(values, (0, 0.5, 1))
         spread = f"{low:g}" if low == high else f"{low:g} to {high:g}, median {middle:g}"
         rows.append((name, spread, f"{len(values):,}"))
-    return _table(["", "value", "crops"], rows, words=1) if rows else ""
+    return table(["", "value", "crops"], rows, words=1) if rows else ""
 
 
 def _settings(found: Survey) -> str:
     rows = [(name, str(value)) for name, value in found.manifest.get("settings", {}).items()]
-    return _table(["", ""], rows, words=1) if rows else ""
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], words: int = -1) -> str:
-    """A table whose cells are escaped; the column `words` is set to the left."""
-    left = [' class="words"' if i == words else "" for i in range(len(heads))]
-    top = "".join(f"<th{side}>{_text(head)}</th>" for side, head in zip(left, heads, strict=True))
-    body = ""
-    for row in rows:
-        cells = "".join(f"<td{side}>{_text(cell)}</td>" for side, cell in zip(left[1:], row[1:], strict=True))
-        body += f"<tr><th>{_text(row[0])}</th>{cells}</tr>"
-    return f'<div class="wide"><table>{f"<tr>{top}</tr>" if any(heads) else ""}{body}</table></div>'
-
-
-def _text(words: str) -> str:
-    return html.escape(printable(words))
+    return table(["", ""], rows, words=1) if rows else ""

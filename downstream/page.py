@@ -1,7 +1,5 @@
 """What a fine-tuning shows: pictures, and one self-contained page that also a phone can read."""
 
-import base64
-import html
 import io
 import json
 from pathlib import Path
@@ -10,13 +8,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from data_shards.document import document, listing, picture, text
 from downstream.crops import Crops
 from downstream.metrics import SCORES
 from pretrain.checkpoint import replace_atomically
 
 WORST = 24  # mistakes in the picture: as many as one looks at
 NUMBERED = 16  # classes up to which the confusion matrix has its numbers written in
-BLUE = "#1f5f8b"
+
+_STYLE = """
+body { max-width: 60rem }
+th, td { white-space: nowrap }
+.main td { font-size: 1.25rem; color: var(--accent) }
+.main td + td { font-size: 1rem; color: inherit }
+.wide img { max-width: none; width: max(100%, 44rem) }
+"""
 
 
 class Mistake(NamedTuple):
@@ -121,42 +127,24 @@ def write(out: Path, metrics: dict[str, Any], mistakes: list[Mistake]) -> None:
     wrong = draw_mistakes(mistakes)
     replace_atomically(out / "mistakes.png", lambda file: file.write(wrong))
     table = np.array(metrics["confusion"])
-    title = html.escape(f"Fine-tuning: {metrics['label']}")
-    warned = "".join(f'<p class="warning">{html.escape(said)}</p>' for said in metrics["warnings"])
-    page = f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 1.5rem auto; max-width: 60rem; padding: 0 1rem; color: #222 }}
-.wide {{ overflow-x: auto }}
-table {{ border-collapse: collapse }}
-th, td {{ text-align: right; padding: .15rem .8rem .15rem 0; white-space: nowrap }}
-th:first-child {{ text-align: left }}
-.main td {{ font-size: 1.25rem; color: {BLUE} }}
-.main td + td {{ font-size: 1rem; color: #222 }}
-.warning {{ border-left: 4px solid #c80; padding-left: .6rem }}
-img {{ max-width: 100%; height: auto }}
-.wide img {{ max-width: none; width: max(100%, 44rem) }}
-pre {{ background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: 13px }}
-</style>
-<h1>{title}</h1>
-<p>{metrics["crops"]} crops of {metrics["patients"]} patients, {html.escape(metrics["protocol"])}: every crop is tested
-once, by a model that saw no crop of the same patient.</p>
+    warned = "".join(f'<p class="warning">{text(said)}</p>' for said in metrics["warnings"])
+    body = f"""<p>{metrics["crops"]} crops of {metrics["patients"]} patients, {text(metrics["protocol"])}: every crop is
+tested once, by a model that saw no crop of the same patient.</p>
 {warned}
 <div class="wide"><table class="main">{_headline(metrics)}</table></div>
-<p>In brackets: {html.escape(metrics["interval"])}. Chance is a balanced accuracy of {metrics["chance"]:.3f}. AUROC and
+<p>In brackets: {text(metrics["interval"])}. Chance is a balanced accuracy of {metrics["chance"]:.3f}. AUROC and
 average precision are of each class against all others, then the mean.</p>
 <h2>Classes</h2><div class="wide"><table>{_classes(metrics)}</table></div>
-<h2>Confusion</h2>{_picture(draw_confusion(table, metrics["classes"]), "Crops by true and predicted class")}
+<h2>Confusion</h2>{picture(draw_confusion(table, metrics["classes"]), "Crops by true and predicted class")}
 <h2>Folds</h2><div class="wide"><table>{_folds(metrics)}</table></div>
-<div class="wide">{_picture(draw_curves(metrics["folds"]), "Loss and balanced accuracy by epoch")}</div>
+<div class="wide">{picture(draw_curves(metrics["folds"]), "Loss and balanced accuracy by epoch")}</div>
 <p>A circle marks the epoch whose weights are kept and tested.</p>
 <h2>Worst mistakes</h2><p>Truth → prediction with its probability, the surest first; below, the id that
 predictions.csv has.</p>
-<div class="wide">{_picture(wrong, "The wrongly classified crops that the model was surest of")}</div>
-<h2>Settings</h2><pre>{html.escape(json.dumps(metrics["settings"], indent=2))}</pre>
-</html>
+<div class="wide">{picture(wrong, "The wrongly classified crops that the model was surest of")}</div>
+<h2>Settings</h2>{listing(json.dumps(metrics["settings"], indent=2))}
 """
+    page = document(f"Fine-tuning: {metrics['label']}", body, _STYLE)
     replace_atomically(out / "report.html", lambda file: file.write(page.encode()))
 
 
@@ -173,10 +161,9 @@ def _classes(metrics: dict[str, Any]) -> str:
     columns = ("crops", "patients", "recall", "precision", "f1", "auroc", "average_precision")
     heads = ("crops", "patients", "recall", "precision", "F1", "AUROC", "AP")
     rows = [
-        (html.escape(name), *(_figure(values[column]) for column in columns))
-        for name, values in metrics["by_class"].items()
+        (text(name), *(_figure(values[column]) for column in columns)) for name, values in metrics["by_class"].items()
     ]
-    return _table((html.escape(metrics["label"]), *heads), rows)
+    return _table((text(metrics["label"]), *heads), rows)
 
 
 def _folds(metrics: dict[str, Any]) -> str:
@@ -217,8 +204,3 @@ def _png(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, dpi=110, format="png")
     return file.getvalue()
-
-
-def _picture(png: bytes, description: str) -> str:
-    data = base64.b64encode(png).decode()
-    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'

@@ -20,6 +20,7 @@ from pretrain.backbones import BackboneError
 from pretrain.checkpoint import CheckpointError
 from pretrain.config import ChangedError, Config, ConfigError
 from pretrain.evaluate import EvaluationError
+from pretrain.report_now import report_now, run_folder
 from pretrain.run import Run
 from pretrain.started import mistake_at_start
 from pretrain.watchdog import PEER_LOST, WORKER_LOST, Watchdog
@@ -33,7 +34,11 @@ LISTS = ("--data.shards", "--eval.shards")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line and run; a user's mistake is one line on standard error and exit 2."""
-    config, resume = read_command_line(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] == "report":
+        report(argv[1:])
+        return
+    config, resume = read_command_line(argv)
     # Accelerate starts several CPU processes as one group only if it is told that there is no accelerator.
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available()
     with Watchdog(config.timeout) as watchdog:
@@ -55,6 +60,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     state.destroy_process_group()
     for worker in multiprocessing.active_children():  # one that waits for a lost server would be waited for
         worker.kill()
+
+
+def report(argv: Sequence[str]) -> None:
+    """Write a run's page as the run stands."""
+    parser = new_parser(
+        "python -m pretrain report",
+        "Write RUN/report.html as the run stands: while it trains, or after it stopped. The run is not disturbed.",
+    )
+    parser.add_argument("run", type=str, help="Run folder (the --out of the run).")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads. Left out: as many as there are cores.")
+    settings = read(parser, argv)
+    try:
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        folder = run_folder(Path(settings.run))
+        config, _ = read_command_line(["--config", str(folder.config), "--out", settings.run])
+        found = report_now(config)
+    except (*MISTAKES, OSError) as error:
+        fail(error)
+    for missing in found.missing:
+        print(f"warning: not on the page: {missing}")
+    print(folder.report)
 
 
 def recipe_file(name: str) -> Path:

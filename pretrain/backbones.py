@@ -86,6 +86,11 @@ class Backbone(nn.Module):
         """[B, 1, H, W] -> [B, C]."""
         return self.m(images)[-1].mean(self._space)
 
+    def feature_map(self, images: Tensor) -> Tensor:
+        """[B, 1, H, W] -> [B, C, h, w]: the map that `forward` averages."""
+        last = self.m(images)[-1]
+        return last.permute(0, 3, 1, 2) if self._space == (1, 2) else last
+
 
 def release_of(name: str) -> Release | None:
     """The released backbone that `name` stands for: its short or class name, timm model or a checkpoint's stem."""

@@ -29,6 +29,7 @@ def weights_facts(
     scores: dict[str, Any],
     monitors: dict[str, Any],
     init: str | None = None,
+    environment: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The facts about one combined checkpoint, JSON-ready.
 
@@ -65,7 +66,8 @@ def weights_facts(
             for i, s in enumerate(sets)
         ],
         "init": init,
-        "settings": _without_places(dataclasses.asdict(config)) | {"precision": precision},
+        "settings": shareable(config) | {"precision": precision},
+        "environment": environment or {},
         "monitors": monitors,
         "scores": scores,
     }
@@ -97,6 +99,11 @@ def read_facts(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"the facts in {path} cannot be read ({type(error).__name__}: {error}): copy them again, or remove the file"
         ) from error
+
+
+def shareable(config: Config) -> dict[str, Any]:
+    """The settings that are nobody's secret."""
+    return _without_places(dataclasses.asdict(config))
 
 
 def _without_places(settings: dict[str, Any]) -> dict[str, Any]:

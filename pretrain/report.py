@@ -1,39 +1,54 @@
-"""What a run shows: curves, a summary in the terminal, and one self-contained page."""
+"""What a run shows: a summary in the terminal, and one self-contained page, at its end and whenever it is asked for."""
 
-import base64
-import html
 import json
 import math
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import cv2
-from matplotlib.figure import Figure
+import numpy as np
 
 from augment import MultiCrop
 from augment.preview import draw_sheet
-from data_shards.stream import Address, Stream
+from data_shards.document import document, listing, photo, text
+from data_shards.stream import Address, ShardSet, Stream
+from pretrain import pictures
+from pretrain.backbones import Backbone
 from pretrain.checkpoint import replace_atomically
 from pretrain.config import Config
-from pretrain.evaluate import BASELINES
-from pretrain.journal import read_metrics
+from pretrain.curves import curves_on_page, draw_curves
+from pretrain.evaluate import embed, unit
 from pretrain.run_folder import RunFolder
+from pretrain.specimens import Specimens, specimens
 
-CURVES = (
-    ("loss_over_ln_k", "loss / ln K", "1 is a uniform guess; a healthy run sinks below it and keeps sinking"),
-    ("teacher_entropy", "teacher entropy (nats)", "of a view: ln K is no opinion at all, lower is a decided teacher"),
-    (
-        "teacher_mean_entropy",
-        "entropy of its mean (nats)",
-        "ln K uses all prototypes, 0 is point collapse: one for all",
-    ),
-    ("rankme", "feature rank (RankMe)", "directions the features use; a fall towards 1 is rank collapse"),
-    ("gradient_norm", "gradient norm", "spikes are clipped; steady growth is divergence"),
-    ("koleo", "KoLeo (log distance)", "log distance to the nearest other image, negated: it falls as features spread"),
-    ("knn", "k-NN while training", "dashed: random weights, raw pixels and crop size; the best one's weights are kept"),
-    ("lr", "learning rate", ""),
-    ("images_per_s", "crops / s", ""),
-)
+WIDEST = 1400
+"""Widest picture on the page, pixels: sharp on a screen, and some hundred KB."""
+_STYLE = f"""
+.verdict {{ font-size: 1.15rem; border-left: 6px solid var(--doubt); padding: .5rem .8rem; background: var(--panel) }}
+.verdict.learning {{ border-color: var(--good) }}
+.verdict.collapsed {{ border-color: var(--bad) }}
+.summary th {{ text-align: left; white-space: nowrap; color: var(--pale); font-weight: normal }}
+.summary td {{ text-align: left; white-space: normal }}
+.plots {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); gap: 1.2rem 1.6rem }}
+.plots.two {{ grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)) }}
+.plots figure {{ text-align: left }}
+.plots b, .near b, .maps b {{ color: var(--ink); font-size: .85rem }}
+.keys span {{ white-space: nowrap; margin-right: 1rem; display: inline-block }}
+.keys i {{ display: inline-block; width: .8rem; height: .8rem; border-radius: 50%; margin-right: .35rem }}
+.near {{ display: grid; grid-template-columns: 1fr {pictures.NEIGHBOURS}fr; gap: .5rem .8rem }}
+.nears {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(30rem, 100%), 1fr)); gap: 1rem 2rem }}
+.query, .found {{ display: grid; gap: .3rem .4rem; align-content: start }}
+.found {{ grid-template-columns: repeat(var(--n), 1fr) }}
+.found b {{ grid-column: 1 / -1 }}
+.near img, .maps img {{ width: 100%; display: block }}
+.near figure {{ border: 3px solid transparent; line-height: 1.3 }}
+.near .same {{ border-color: var(--good) }}
+.maps {{ display: grid; grid-template-columns: repeat(var(--n), minmax(6.5rem, 10rem)); gap: .4rem }}
+.maps b {{ align-self: end; line-height: 1.2 }}
+.sheet {{ min-width: 60rem }}
+"""
 
 
 def write_views(stream: Stream, config: Config, path: Path) -> None:
@@ -46,32 +61,7 @@ def write_views(stream: Stream, config: Config, path: Path) -> None:
     replace_atomically(path, lambda file: file.write(encoded))
 
 
-def draw_curves(metrics: list[dict[str, Any]], path: Path) -> None:
-    """Draw the run's curves over steps as one PNG."""
-    figure = Figure(figsize=(14, 5.6), layout="constrained")
-    measured = [curve for curve in CURVES if any(curve[0] in line for line in metrics)]
-    panels = figure.subplots(2, -(-len(measured) // 2)).ravel()
-    for spare in panels[len(measured) :]:
-        spare.set_axis_off()
-    for axes, (name, title, _) in zip(panels, measured, strict=False):
-        points = [(line["step"], line[name]) for line in metrics if name in line]
-        few = "o-" if name == "knn" else "-"
-        axes.plot(*zip(*points, strict=True), few, linewidth=1.2, markersize=3, color="#1f5f8b")
-        if name == "knn":
-            last = next(line for line in reversed(metrics) if name in line)
-            for baseline, shade in zip(BASELINES, ("0.2", "0.45", "0.7"), strict=True):
-                axes.axhline(last[f"knn_{baseline}"], linestyle="--", linewidth=1, color=shade, label=baseline)
-            axes.legend(fontsize=7)
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("step", fontsize=8)
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.25)
-        if name == "lr":
-            axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    replace_atomically(path, lambda file: figure.savefig(file, dpi=110, format="png"))
-
-
-def summary_rows(metrics: list[dict[str, Any]], scores: dict[str, Any], prototypes: int) -> list[tuple[str, str]]:
+def summary_rows(metrics: Sequence[dict[str, Any]], scores: dict[str, Any], prototypes: int) -> list[tuple[str, str]]:
     """The run in a few lines: (what, figure with how to read it)."""
     last = metrics[-1]
     ranks = [line["rankme"] for line in metrics if "rankme" in line]
@@ -117,32 +107,97 @@ def format_summary(rows: list[tuple[str, str]]) -> str:
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
 
 
-def write_report(run: RunFolder, rows: list[tuple[str, str]], settings: dict[str, Any]) -> None:
-    """Draw the curves and write `report.html`, with every picture inside it."""
-    draw_curves(list(read_metrics(run.metrics)), run.curves)
-    table = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows)
-    notes = "".join(f"<li><b>{html.escape(title)}</b>: {html.escape(note)}.</li>" for _, title, note in CURVES if note)
-    page = f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(run.name)}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 1.5rem auto; max-width: 70rem; padding: 0 1rem; color: #222 }}
-th {{ text-align: left; padding-right: 1.5rem; white-space: nowrap; vertical-align: top }}
-img {{ max-width: 100%; height: auto; border: 1px solid #ddd }}
-pre {{ background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: 13px }}
-</style>
-<h1>{html.escape(run.name)}</h1>
-<table>{table}</table>
-<h2>Curves</h2>{_picture(run.curves, "Curves of the run over its steps")}<ul>{notes}</ul>
-<h2>Views</h2>{_picture(run.views, "Crops with the regions of their views, and the views")}
-<h2>Settings</h2><pre>{html.escape(json.dumps(settings, indent=2))}</pre>
-</html>
-"""
-    replace_atomically(run.report, lambda file: file.write(page.encode()))
+class Report:
+    """The page of one run, from its metrics `lines`, its summary's `rows` (the verdict first) and its `facts`.
 
+    `backbone` gives the trained one and `sets` the crops to show, each when it is first needed: both may fail.
+    """
 
-def _picture(path: Path, description: str) -> str:
-    if not path.exists():
-        return "<p>No picture.</p>"
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
+    def __init__(
+        self,
+        config: Config,
+        lines: Sequence[dict[str, Any]],
+        rows: list[tuple[str, str]],
+        facts: dict[str, Any],
+        backbone: Callable[[], Backbone],
+        sets: Callable[[], Sequence[ShardSet]],
+    ) -> None:
+        self.config, self.lines, self.rows, self.facts = config, lines, rows, facts
+        self.folder = RunFolder(config.out)
+        self._open_backbone, self._open_sets = backbone, sets
+        self.missing: list[str] = []
+        """What could not be drawn, and why."""
+
+    def write(self) -> None:
+        """Write `curves.png` and `report.html`; what cannot be drawn is said there, and in `missing`."""
+        sections: dict[str, Callable[[], str]] = {
+            "Curves": self._curves,
+            "Nearest neighbours": lambda: pictures.neighbours(self.crops, self.features),
+            "Feature maps": lambda: pictures.maps(self.crops, self.backbone, self.config),
+            "Map of the crops": lambda: pictures.embedding(self.crops, self.features),
+            "Views": self._views,
+            "Environment": self._environment,
+            "Settings": lambda: listing(json.dumps(self.facts["settings"], indent=2)),
+        }
+        body = "".join(f"<h2>{name}</h2>\n{self._drawn(name, draw)}\n" for name, draw in sections.items())
+        page = document(self.folder.name, self._summary() + body, _STYLE).encode()
+        replace_atomically(self.folder.report, lambda file: file.write(page))
+
+    def _drawn(self, name: str, draw: Callable[[], str]) -> str:
+        """A section; or that it could not be drawn: after days of training a picture must not be what fails."""
+        try:
+            return draw()
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self.missing.append(f"{name}: {reason}")
+            shown = reason if isinstance(error, ValueError) else type(error).__name__
+            return f'<p class="warning">Not drawn: {text(self._without_places(shown))}.</p>'
+
+    def _without_places(self, words: str) -> str:
+        """Words for a page that travels: without the run's folders and shards."""
+        for place in (*self.config.data.shards, *self.config.eval.shards, str(self.folder.path.resolve().parent)):
+            words = words.replace(place, "…")
+        return words
+
+    def _summary(self) -> str:
+        (_, verdict), *rows = self.rows
+        name = verdict.partition(":")[0]
+        kind = "learning" if name == "learning" else "collapsed" if "collapse" in name or name == "diverging" else ""
+        cells = "".join(f"<tr><th>{text(head)}</th><td>{text(value)}</td></tr>" for head, value in rows)
+        return f'<p class="verdict {kind}">{text(verdict)}</p><table class="summary">{cells}</table>'
+
+    def _curves(self) -> str:
+        draw_curves(self.lines, self.folder.curves)
+        return curves_on_page(self.lines)
+
+    def _views(self) -> str:
+        sheet = cv2.imread(str(self.folder.views))
+        if sheet is None:
+            raise ValueError(f"{self.folder.views.name} is not there")
+        scale = min(1.0, WIDEST / sheet.shape[1])
+        sheet = cv2.resize(sheet, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        words = "Crops with the regions of their views, the views that the networks see, and what varies in them."
+        return f'<p>{words}</p><div class="wide"><div class="sheet">{photo(sheet[..., ::-1], words, 80)}</div></div>'
+
+    def _environment(self) -> str:
+        known = {name: value for name, value in self.facts.get("environment", {}).items() if value is not None}
+        if not known:
+            return "<p>Recorded with the first checkpoint.</p>"
+        cells = "".join(f"<tr><th>{text(name)}</th><td>{text(str(value))}</td></tr>" for name, value in known.items())
+        return f'<table class="summary">{cells}</table>'
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The trained one."""
+        return self._open_backbone()
+
+    @cached_property
+    def crops(self) -> Specimens:
+        """The crops that are shown."""
+        return specimens(self._open_sets(), self.config.eval.label, self.config.views.global_size)
+
+    @cached_property
+    def features(self) -> np.ndarray:
+        """Their unit features [N, C]."""
+        config = self.config
+        return unit(embed(self.backbone, self.crops.inputs, config.mean, config.std, config.eval.batch_size))

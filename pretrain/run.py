@@ -20,13 +20,14 @@ from pretrain.batchnorm import calibration_crops, exported
 from pretrain.checkpoint import load_resume, save_resume
 from pretrain.combined import load_combined, save_combined
 from pretrain.config import ChangedError, Config, ConfigError
+from pretrain.environment import environment
 from pretrain.facts import weights_facts, write_facts
 from pretrain.identity import circumstances, differences, extension_note, identity, table
 from pretrain.initial import checksum_of, read_initial, start_from, starting_backbone
 from pretrain.journal import Journal, read_metrics
 from pretrain.knn import TrainingKnn
 from pretrain.precision import resolve_precision, resolve_threads
-from pretrain.report import format_summary, summary_rows, write_report, write_views
+from pretrain.report import Report, format_summary, summary_rows, write_views
 from pretrain.run_folder import RunFolder
 from pretrain.scores import knn_of_run, labelled_sets
 from pretrain.shards import open_sets, phantom_shards, shard_cache
@@ -326,6 +327,7 @@ class Run:
             scores=scores,
             monitors=monitors,
             init=self.init,
+            environment=environment(self.state.device, self.state.num_processes, self.threads, self.precision.name),
         )
         write_facts(path, facts)
         return facts
@@ -350,7 +352,10 @@ class Run:
         scores = {"knn": self._knn(trained)} if self.labelled else {}
         facts = self._write_facts(self.folder.facts, scores)
         rows = [*told(lines, self.trainer.total), *summary_rows(lines, scores, self.config.method.prototypes)]
-        write_report(self.folder, rows, facts["settings"])
+        report = Report(self.config, lines, rows, facts, lambda: trained, lambda: self.labelled or self.sets)
+        report.write()
+        for missing in report.missing:
+            self.say(f"warning: not on the page: {missing}")
         self.folder.write_state("finished", self.trainer.step)
         self.say("\n" + format_summary(rows))
         self.say(f"\n  weights  {self.folder.weights}\n  facts    {self.folder.facts}\n  report   {self.folder.report}")

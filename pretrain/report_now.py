@@ -1,0 +1,68 @@
+"""The page of a run that is still training, or was stopped: `python -m pretrain report RUN`."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_shards.stream import ShardSet
+from pretrain.backbones import Backbone, build_backbone
+from pretrain.combined import load_combined
+from pretrain.config import Config, ConfigError
+from pretrain.facts import shareable
+from pretrain.journal import read_metrics
+from pretrain.report import Report, summary_rows
+from pretrain.run_folder import RunFolder
+from pretrain.scores import labelled_sets
+from pretrain.shards import open_sets, phantom_shards, shard_cache
+from pretrain.verdict import told
+
+
+def report_now(config: Config) -> Report:
+    """Write the page of the run in `config.out` as it stands: by its last checkpoint's weights, on the CPU.
+
+    It reads only, so the run may go on meanwhile. Raises ConfigError for a run without a step.
+    """
+    folder = RunFolder(config.out)
+    lines = list(read_metrics(folder.metrics))
+    if not lines:
+        raise ConfigError(f"{folder.metrics} has no step yet, so there is nothing to show; wait for the first")
+    facts = json.loads(folder.facts.read_text()) if folder.facts.exists() else {}
+    facts = {"settings": shareable(config)} | facts
+    total = facts["training"]["steps"] if "training" in facts else config.steps
+
+    def backbone() -> Backbone:
+        if not folder.weights.exists():
+            raise ConfigError("there are no weights before the first checkpoint")
+        trained = build_backbone(config.backbone)
+        load_combined(folder.weights, trained)
+        return trained
+
+    state = folder.read_state()
+    rows = told(lines, total or lines[-1]["step"] + 1)
+    step = lines[-1]["step"] + 1
+    standing = f"{state.get('state', 'unknown')} at step {step}" + (f" of {total}" if total else "")
+    if "training" in facts:
+        standing += f"; the pictures are of the weights after step {facts['training']['step']}"
+    summary = summary_rows(lines, facts.get("scores", {}), config.method.prototypes)
+    if state.get("state") != "finished":
+        summary = [(name, "measured at the end" if name == "k-NN" else value) for name, value in summary]
+    report = Report(config, lines, [*rows, ("run", standing), *summary], facts, backbone, lambda: _sets(config, folder))
+    report.write()
+    return report
+
+
+def _sets(config: Config, folder: RunFolder) -> Sequence[ShardSet]:
+    """The sets that k-NN is measured on, else those trained on."""
+    cache = shard_cache(config.data)
+    sets, _ = open_sets(config, cache)
+    if not sets:
+        sets = [ShardSet(phantom_shards(config, folder.phantom, lambda _: None))]
+    return labelled_sets(config, sets, cache, lambda _: None) or sets
+
+
+def run_folder(path: Path) -> RunFolder:
+    """The run folder at `path`. Raises ConfigError if it is none."""
+    folder = RunFolder(path)
+    if not folder.config.exists():
+        raise ConfigError(f"{path} is no run folder: it has no {folder.config.name}; give the --out of a run")
+    return folder

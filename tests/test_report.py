@@ -1,0 +1,182 @@
+"""The page of a run: what its pictures are made of, and that none of them can fail it in silence."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from crops_fixture import TINY, packed, written
+
+from data_shards.shard_set import ShardSet
+from pretrain import pictures
+from pretrain.__main__ import main
+from pretrain.backbones import RELEASED, build_backbone
+from pretrain.config import Config, DataConfig
+from pretrain.curves import curves_on_page
+from pretrain.evaluate import embed, unit
+from pretrain.feature_maps import activation_maps, attention_maps, feature_maps, larger, pca_colours
+from pretrain.report import Report
+from pretrain.run_folder import RunFolder
+from pretrain.specimens import examples, specimens
+
+SMALL = (64, 48)
+LINES = [
+    {"step": i, "samples_seen": 16 * i, "loss": 5.0, "loss_over_ln_k": 0.9 - i / 1000, "teacher_entropy": 2.0}
+    | {"teacher_mean_entropy": 4.0, "rankme": 20.0 + i, "images_per_s": 9.0, "data_wait": 0.02}
+    for i in range(700)
+]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return packed(tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("shards") / "shards")
+
+
+@pytest.fixture(scope="module")
+def crops(shards):
+    return specimens([ShardSet(shards)], "finding", SMALL)
+
+
+def images_of(page: str) -> int:
+    return page.count("data:image/jpeg;base64,")
+
+
+def test_activation_shares_out_the_distance_from_the_mean_features():
+    maps = np.random.default_rng(0).normal(size=(5, 4, 3, 7))
+    features = maps.mean((1, 2))
+    distance = ((features - features.mean(0)) ** 2).sum(1)
+    assert np.allclose(activation_maps(maps).mean((1, 2)), distance)
+
+
+def test_colours_follow_what_differs():
+    maps = np.zeros((2, 4, 4, 8))
+    maps[:, :2, :, 3] = 5  # the upper half of both
+    maps += np.random.default_rng(0).normal(size=maps.shape) * 0.01
+    colours, share = pca_colours(maps)
+    assert colours.shape == (2, 4, 4, 3)
+    assert 0.99 < share <= 1
+    red = colours[..., 0]
+    assert abs(red[:, :2].mean() - red[:, 2:].mean()) > 0.9
+    assert pca_colours(maps[:1, :1, :2])[0].shape == (1, 1, 2, 3)  # fewer cells than components
+
+
+def test_attention_is_that_of_the_last_layer_on_patches():
+    backbone = build_backbone("vit")
+    images = np.random.default_rng(0).integers(0, 256, (3, *SMALL), dtype=np.uint8)
+    found = attention_maps(backbone, images, 0.5, 0.25)
+    assert found is not None
+    assert found.shape == (3, 6, 4, 3)
+    assert np.allclose(found.sum((2, 3)), 1, atol=1e-5)
+    attention = [m for m in backbone.modules() if hasattr(m, "attn_drop")][-1]
+    assert attention.fused_attn  # as it was
+    with torch.no_grad():  # a last layer that asks nothing looks everywhere alike
+        attention.qkv.weight.zero_()
+    assert np.allclose(attention_maps(backbone, images, 0.5, 0.25), 1 / 12, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mambaout_femto", *(pytest.param(n, marks=pytest.mark.slow) for n in RELEASED)])
+def test_maps_of_every_released_backbone(name, crops):
+    torch.manual_seed(0)
+    backbone = build_backbone(name)
+    maps = feature_maps(backbone, crops.inputs[:2], 0.5, 0.25)
+    assert maps.shape[1:] == (*maps.shape[1:3], RELEASED[name].channels)
+    assert backbone.training
+    page = pictures.maps(crops, backbone, Config(backbone=name))
+    columns = 5 + (8 if name == "vit" else 0)
+    assert images_of(page) == columns * pictures.MAPPED
+    height, width = larger(backbone, SMALL)
+    assert f"{height} × {width} px" in page
+    assert min(height, width) / backbone.m.feature_info.reduction()[-1] >= 6
+
+
+def test_neighbours_are_of_other_patients(crops):
+    features = unit(np.random.default_rng(0).normal(size=(len(crops.labels), 5)))
+    nearest = pictures._nearest(features, crops.patients)
+    assert nearest.shape == (len(crops.labels), pictures.NEIGHBOURS)
+    assert not (crops.patients[nearest] == crops.patients[:, None]).any()
+    closest = features @ features[0]
+    closest[crops.patients == crops.patients[0]] = -1
+    assert nearest[0].tolist() == np.argsort(-closest)[: pictures.NEIGHBOURS].tolist()
+    alone = crops._replace(patients=np.full(len(crops.labels), "p"))
+    assert "one patient" in pictures.neighbours(alone, features)
+
+
+def test_examples_take_labels_and_patients_in_turn(crops):
+    chosen = examples(crops, 6)
+    assert [crops.labels[i] for i in chosen] == ["blotches", "stripes"] * 3
+    assert len(set(crops.patients[chosen])) == 6
+    assert len(set(examples(crops, 10_000))) == len(crops.labels)
+
+
+def test_curves_hold_every_step_and_their_extremes():
+    spiked = [line | {"gradient_norm": 1.0 if i != 333 else 50.0} for i, line in enumerate(LINES)]
+    page = curves_on_page(spiked)
+    assert page.count("<svg") == 5
+    assert "NaN" not in page
+    assert "nan" not in page
+    heights = [float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", page.split("gradient norm")[1])]
+    assert min(heights) < 20  # the spike of one step is in the band
+    broken = curves_on_page([*spiked, {"step": 700, "loss_over_ln_k": float("nan")}])
+    assert "nan" not in broken.lower().replace("last nan", "")
+    scored = [line | ({"knn": 0.5, "knn_pixels": 0.6} if line["step"] % 100 == 0 else {}) for line in LINES]
+    assert "pixels 0.600" in curves_on_page(scored)
+
+
+def report_in(folder, shards, **given):
+    config = Config(out=str(folder), backbone=TINY, steps=700, data=DataConfig(shards=[str(shards)]))
+    folder.mkdir()
+    rows = [("verdict", "learning: <b>so</b>"), ("steps", "700")]
+    facts = {"settings": {"seed": 0}, "environment": {"python": "3"}}
+    asked = {"backbone": lambda: build_backbone(TINY), "sets": lambda: [ShardSet(shards)]} | given
+    return Report(config, LINES, rows, facts, asked["backbone"], asked["sets"])
+
+
+def test_what_cannot_be_drawn_is_said_and_the_rest_is_drawn(shards, tmp_path):
+    def lost():
+        raise ValueError(f"cannot read {shards}/x.tar")
+
+    report = report_in(tmp_path / "run", shards, sets=lost)
+    report.write()
+    page = report.folder.report.read_text()
+    assert page.count("Not drawn: cannot read …/x.tar.") == 3
+    assert str(tmp_path) not in page
+    assert [missing.partition(":")[0] for missing in report.missing][:2] == ["Nearest neighbours", "Feature maps"]
+    assert "&lt;b&gt;so&lt;/b&gt;" in page
+    assert 'class="verdict learning"' in page
+    assert page.count("<svg") == 5
+
+
+def test_a_page_on_request_is_of_the_run_as_it_stands(shards, tmp_path, capsys):
+    out = tmp_path / "run"
+    out.mkdir()
+    folder = RunFolder(out)
+    folder.write_config(Config(out="elsewhere", backbone=TINY, steps=900, data=DataConfig(shards=[str(shards)])))
+    with pytest.raises(SystemExit):
+        main(["report", str(out)])
+    assert "has no step yet" in capsys.readouterr().err
+    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    folder.write_state("running", 600)
+    main(["report", str(out)])
+    printed, page = capsys.readouterr().out, folder.report.read_text()
+    assert "warning: not on the page: Feature maps: there are no weights before the first checkpoint" in printed
+    assert "running at step 700 of 900" in page
+    written(folder.weights, TINY, SMALL)
+    folder.facts.unlink(missing_ok=True)
+    main(["report", str(out)])
+    page = folder.report.read_text()
+    assert images_of(page) >= 6 * 11 + 6 * 5
+    assert str(tmp_path) not in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    with pytest.raises(SystemExit):
+        main(["report", str(tmp_path)])
+    assert "is no run folder" in capsys.readouterr().err
+
+
+def test_a_map_of_crops_is_the_same_each_time_and_needs_no_label(crops):
+    features = unit(embed(build_backbone(TINY), crops.inputs, 0.5, 0.25))
+    one = pictures.embedding(crops, features)
+    assert one == pictures.embedding(crops, features)
+    assert one.count("<circle") == 2 * len(crops.labels)
+    bare = crops._replace(labels=np.full(len(crops.labels), ""), label="")
+    assert "carry no label" in pictures.embedding(bare, features)
