@@ -16,8 +16,8 @@ from pretrain.batches import normalised
 from pretrain.batchnorm import calibrate_batchnorm
 
 CELLS = 6
-"""Cells that a larger map has on its short side, at least. Of a 64x48 view most backbones have 2; 12 of them, from teeth
-8 times as large as those learnt from, looked like noise."""
+"""Cells that a larger map has on its short side, at least. Of a 64x48 view most backbones have 2; with 12 of them, from
+teeth 8 times as large as those learnt from, the colours were noise."""
 
 
 def larger(backbone: Backbone, size: tuple[int, int]) -> tuple[int, int]:

@@ -171,9 +171,9 @@ class Report:
         return curves_on_page(self.lines)
 
     def _views(self) -> str:
-        sheet = cv2.imread(str(self.folder.views))
-        if sheet is None:
+        if not self.folder.views.exists():
             raise ValueError(f"{self.folder.views.name} is not there")
+        sheet = cv2.imread(str(self.folder.views))
         scale = min(1.0, WIDEST / sheet.shape[1])
         sheet = cv2.resize(sheet, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         words = "Crops with the regions of their views, the views that the networks see, and what varies in them."
