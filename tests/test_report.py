@@ -123,7 +123,7 @@ def test_curves_hold_every_step_and_their_extremes():
     broken = curves_on_page([*spiked, {"step": 700, "loss_over_ln_k": float("nan")}])
     assert "nan" not in broken.lower().replace("last nan", "")
     scored = [line | ({"knn": 0.5, "knn_pixels": 0.6} if line["step"] % 100 == 0 else {}) for line in LINES]
-    assert "pixels 0.600" in curves_on_page(scored)
+    assert "raw pixels 0.600" in curves_on_page(scored)
 
 
 def report_in(folder, shards, **given):
