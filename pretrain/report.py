@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -150,14 +151,16 @@ class Report:
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             self.missing.append(f"{name}: {reason}")
-            shown = reason if isinstance(error, ValueError) else type(error).__name__
-            return f'<p class="warning">Not drawn: {text(self._without_places(shown))}.</p>'
+            if isinstance(error, OSError):
+                reason = error.strerror or type(error).__name__
+            return f'<p class="warning">Not drawn: {text(self._without_places(reason))}.</p>'
 
     def _without_places(self, words: str) -> str:
-        """Words for a page that travels: without the run's folders and shards."""
-        for place in (*self.config.data.shards, *self.config.eval.shards, str(self.folder.path.resolve().parent)):
+        """Words for a page that travels: without the run's places, and without whatever else looks like one."""
+        places = [*self.config.data.shards, *self.config.eval.shards, str(self.folder.path.resolve()), str(Path.cwd())]
+        for place in places:
             words = words.replace(place, "…")
-        return words
+        return re.sub(r"\S*[/\\]\S+", "…", words)
 
     def _summary(self) -> str:
         (_, verdict), *rows = self.rows
@@ -171,9 +174,10 @@ class Report:
         return curves_on_page(self.lines)
 
     def _views(self) -> str:
-        if not self.folder.views.exists():
-            raise ValueError(f"{self.folder.views.name} is not there")
-        sheet = cv2.imread(str(self.folder.views))
+        encoded = np.frombuffer(self.folder.views.read_bytes(), np.uint8)
+        sheet = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+        if sheet is None:
+            raise ValueError(f"{self.folder.views.name} is damaged")
         scale = min(1.0, WIDEST / sheet.shape[1])
         sheet = cv2.resize(sheet, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         words = "Crops with the regions of their views, the views that the networks see, and what varies in them."

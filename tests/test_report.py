@@ -137,12 +137,12 @@ def report_in(folder, shards, **given):
 
 def test_what_cannot_be_drawn_is_said_and_the_rest_is_drawn(shards, tmp_path):
     def lost():
-        raise ValueError(f"cannot read {shards}/x.tar")
+        raise ValueError(f"cannot read {shards}/x.tar of /home/anna")
 
     report = report_in(tmp_path / "run", shards, sets=lost)
     report.write()
     page = report.folder.report.read_text()
-    assert page.count("Not drawn: cannot read …/x.tar.") == 3
+    assert page.count("Not drawn: cannot read … of ….") == 3
     assert str(tmp_path) not in page
     assert [missing.partition(":")[0] for missing in report.missing][:2] == ["Nearest neighbours", "Feature maps"]
     assert "&lt;b&gt;so&lt;/b&gt;" in page
