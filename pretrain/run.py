@@ -27,6 +27,7 @@ from pretrain.initial import checksum_of, read_initial, start_from, starting_bac
 from pretrain.journal import Journal, read_metrics
 from pretrain.knn import TrainingKnn
 from pretrain.precision import resolve_precision, resolve_threads
+from pretrain.progress import Progress
 from pretrain.report import Report, format_summary, summary_rows, write_views
 from pretrain.run_folder import RunFolder
 from pretrain.scores import knn_of_run, labelled_sets
@@ -193,15 +194,14 @@ class Run:
         if journal and journal.metrics.kept < trainer.step:
             lacking = trainer.step - journal.metrics.kept
             self.say(f"warning: {folder.metrics} lacks {lacking} of {trainer.step} earlier steps")
-        bar = tqdm(total=trainer.total, initial=trainer.step, unit="step", disable=not self.main, dynamic_ncols=True)
+        progress = Progress(trainer.total, trainer.step, shown=self.main)
 
         def log(line: dict[str, Any]) -> None:
             self.last_line = line
             if journal and knn:
                 line |= knn.take(line)
                 journal.write(line, trainer.samples)
-            bar.set_postfix_str(f"loss {line['loss']:.3f}, {line['images_per_s']:.0f} crops/s", refresh=False)
-            bar.update()
+            progress.step(line, folder.verdict and folder.verdict.name)
 
         def save() -> None:
             if journal:
@@ -216,7 +216,7 @@ class Run:
             self._explain(error, journal)
             raise
         finally:
-            bar.close()
+            progress.close()
             if journal:
                 journal.close()
         if journal and self.saved < trainer.step:
