@@ -74,7 +74,11 @@ def pack(config: PackConfig) -> dict[str, Any]:
         )
     patients = patients_of(pattern, inventory.images, key, ledgers)
     if pattern is not None:
-        say(f"patients: {len({p for p, _ in patients.values()})} of {len(patients)} radiographs, by --patient")
+        told = len({patient for patient, _ in patients.values()})
+        say(f"patients: {told} of {len(inventory.images)} radiographs, by --patient")
+        strangers = [image.name for image in inventory.images if image.radiograph not in patients]
+        if strangers:
+            say(f"--patient {config.patient} matches no part of {strangers[0]}, nor of {len(strangers) - 1} others")
     else:
         say(
             "patients: no --patient given, so each radiograph counts as one patient (DICOM: by the header's patient id)"

@@ -135,12 +135,16 @@ COMMANDS: dict[str, tuple[type[WeightsConfig], Callable[[Any, Weights], dict[str
 def zoo_command(argv: Sequence[str]) -> None:
     """List the published files, or say which one a file is: zoo list, zoo verify FILE..."""
     action, files = (argv[0] if argv else ""), argv[1:]
+    if {"-h", "--help"} & set(files):
+        action = "--help"
     if action == "list" and not files:
         print(zoo.table())
     elif action == "verify" and files:
         wrong = [complaint for file in files if (complaint := _complaint(Path(file)))]
         if wrong:
             fail(f"{len(wrong)} of {len(files)} files are not of the release: {'; '.join(wrong)}")
+    elif action in ("-h", "--help"):
+        print(f"usage: {PROG} zoo list\n       {PROG} zoo verify FILE...\n\n{zoo_command.__doc__}")
     else:
         fail(f"say `{PROG} zoo list` or `{PROG} zoo verify FILE...`")
 

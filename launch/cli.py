@@ -129,11 +129,13 @@ def _explained(message: str, parser: ArgumentParser) -> str:
         full = ill_typed[1]
         reason = re.sub(r"<class '(\w+)'>", r"\1", message[ill_typed.end() :]).replace("NoneType", "null")
         reason = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", reason)
+        reason = re.sub(r"typing\.Literal\[(.*?)\]", r"\1", reason)
         if union := re.search(r"Subtypes: \[(.*?)\] Errors:.* Given value: (.*)", reason):
             reason = f"Expected {union[1].replace(', ', ' or ')}. Got value: {union[2]}"
         said = f"the value of '{full}' does not fit: {reason.rstrip('. ')}"
         if "tuple" in reason:
             said += " (several values are written [64,48])"
+        return f"{said}; `--help` explains it"
     else:
         return message.rstrip(". ") + ". `--help` explains every field"
     prefix = full.rpartition(".")[0]

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 raise ConfigError(mistake)
             Run(config, resume, state, watchdog).execute()
         except (*MISTAKES, OSError) as error:
-            watchdog.end(2, f"error: {error if isinstance(error, ChangedError) else one_line(error)}")
+            watchdog.end(2, f"error: {_told(error)}")
         except Exception as error:
             if PEER_LOST.search(str(error)) or isinstance(error, torch.distributed.DistError):
                 watchdog.lost()
@@ -82,6 +82,13 @@ def report(argv: Sequence[str]) -> None:
     for missing in found.missing:
         print(f"warning: not on the page: {missing}")
     print(folder.report)
+
+
+def _told(error: Exception) -> str:
+    """What to say of a mistake: a line, and of changed settings their table."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"cannot read or write {error.filename} ({error.strerror}): check the path, its rights and the disk"
+    return str(error) if isinstance(error, ChangedError) else one_line(error)
 
 
 def recipe_file(name: str) -> Path:

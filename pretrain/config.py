@@ -181,6 +181,9 @@ class Config:
     on_collapse: Literal["stop", "warn"] = "warn"
     """What follows on the verdict that a run collapses or diverges: an end with an error, its checkpoint kept, or only
     the warning. warn: the thresholds come from small runs, and it is worse to end a sound run than a bad one late."""
+    pictures: bool = True
+    """Whether the page at the end shows what the network sees: neighbours, feature maps, a map of the crops. True: some
+    20 seconds after hours of training; `python -m pretrain report` draws them at any time."""
     timeout: float = 1800.0
     """Seconds without any progress after which a run ends with an error that names the process that hangs; a dead
     process is told at once. Longer than any step or save: half an hour, as torch's own collectives wait, since to end

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from augment import fit, stacked
+from data_shards.labels import RESERVED
 from data_shards.stream import CorruptError, ShardSet
 from pretrain.batches import normalised
 
@@ -16,7 +17,6 @@ PIXELS = (24, 24)  # the raw-pixel baseline's size, the one its published figure
 
 BASELINES = ("before", "pixels", "size")
 """What a trained backbone must beat: itself before training, raw pixels, the crop's height and width."""
-NOT_LABELS = {"id", "patient", "radiograph", "source", "pixels", "box", "pixel_aspect", "bits", "width", "height"}
 ONE_PATIENT = "patient-disjoint scores need crops of at least two patients; pack more, or tell --patient who they are"
 
 
@@ -84,7 +84,7 @@ def carries_label(sets: Sequence[ShardSet], label: str) -> bool:
 def check_label(sets: Sequence[ShardSet], label: str) -> None:
     """Raise EvaluationError, before hours of training, if no crop carries `label`, or those of one patient only."""
     if not carries_label(sets, label):
-        fields = sorted({field for shards in sets for field in shards.meta(0)} - NOT_LABELS)
+        fields = sorted({field for shards in sets for field in shards.meta(0)} - RESERVED)
         raise EvaluationError(
             f"no crop carries the label '{label}' in {', '.join(str(s.path) for s in sets)}; "
             f"name another with --eval.label, they have {', '.join(fields)}"

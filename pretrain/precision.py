@@ -42,6 +42,14 @@ def resolve_threads(setting: int | None, local_processes: int) -> int:
     return setting or max(1, cores // local_processes)
 
 
+def busy_note(threads: int) -> str:
+    """What to know where others compute on this machine: threads that wait for one another are slow. "" elsewhere."""
+    cores, load = os.cpu_count() or 1, os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if threads == 1 or load < cores:
+        return ""
+    return f"note: this machine is busy (a load of {load:.0f} on {cores} cores); --threads 1 may then be much faster"
+
+
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8  # Ampere; older cards emulate it

@@ -111,7 +111,8 @@ def format_summary(rows: list[tuple[str, str]]) -> str:
 class Report:
     """The page of one run, from its metrics `lines`, its summary's `rows` (the verdict first) and its `facts`.
 
-    `backbone` gives the trained one and `sets` the crops to show, each when it is first needed: both may fail.
+    `backbone` gives the trained one and `sets` the crops to show, each when it is first needed: both may fail. Without
+    `pictures` neither is: neighbours, feature maps and the map of the crops are left out.
     """
 
     def __init__(
@@ -122,20 +123,24 @@ class Report:
         facts: dict[str, Any],
         backbone: Callable[[], Backbone],
         sets: Callable[[], Sequence[ShardSet]],
+        pictures: bool = True,
     ) -> None:
         self.config, self.lines, self.rows, self.facts = config, lines, rows, facts
         self.folder = RunFolder(config.out)
-        self._open_backbone, self._open_sets = backbone, sets
+        self._open_backbone, self._open_sets, self._pictures = backbone, sets, pictures
         self.missing: list[str] = []
         """What could not be drawn, and why."""
 
     def write(self) -> None:
         """Write `curves.png` and `report.html`; what cannot be drawn is said there, and in `missing`."""
-        sections: dict[str, Callable[[], str]] = {
-            "Curves": self._curves,
+        seen: dict[str, Callable[[], str]] = {
             "Nearest neighbours": lambda: pictures.neighbours(self.crops, self.features),
             "Feature maps": lambda: pictures.maps(self.crops, self.backbone, self.config),
             "Map of the crops": lambda: pictures.embedding(self.crops, self.features),
+        }
+        sections: dict[str, Callable[[], str]] = {
+            "Curves": self._curves,
+            **(seen if self._pictures else {}),
             "Views": self._views,
             "Environment": self._environment,
             "Settings": lambda: listing(json.dumps(self.facts["settings"], indent=2)),

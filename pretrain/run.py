@@ -26,7 +26,7 @@ from pretrain.identity import circumstances, differences, extension_note, identi
 from pretrain.initial import checksum_of, read_initial, start_from, starting_backbone
 from pretrain.journal import Journal, read_metrics
 from pretrain.knn import TrainingKnn
-from pretrain.precision import resolve_precision, resolve_threads
+from pretrain.precision import busy_note, resolve_precision, resolve_threads
 from pretrain.progress import Progress
 from pretrain.report import Report, format_summary, summary_rows, write_views
 from pretrain.run_folder import RunFolder
@@ -68,6 +68,8 @@ class Run:
             f"{config.backbone} on {self.state.num_processes} x {self.state.device.type}, {self.threads} threads each, "
             f"precision {self.precision.name} ({self.precision.why})"
         )
+        if note := busy_note(self.threads):
+            self.say(note)
         cache = shard_cache(config.data)
         self.sets, self.weights = open_sets(config, cache)
         self._on_main(self._open_folder)
@@ -352,7 +354,8 @@ class Run:
         scores = {"knn": self._knn(trained)} if self.labelled else {}
         facts = self._write_facts(self.folder.facts, scores)
         rows = [*told(lines, self.trainer.total), *summary_rows(lines, scores, self.config.method.prototypes)]
-        report = Report(self.config, lines, rows, facts, lambda: trained, lambda: self.labelled or self.sets)
+        shown = lambda: self.labelled or self.sets  # noqa: E731
+        report = Report(self.config, lines, rows, facts, lambda: trained, shown, self.config.pictures)
         report.write()
         for missing in report.missing:
             self.say(f"warning: not on the page: {missing}")

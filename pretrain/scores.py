@@ -10,7 +10,7 @@ from data_shards.cache import ShardCache
 from data_shards.stream import ShardSet
 from pretrain.backbones import Backbone
 from pretrain.batchnorm import calibrate_batchnorm
-from pretrain.config import Config
+from pretrain.config import Config, EvalConfig
 from pretrain.evaluate import (
     EvaluationError,
     baseline_features,
@@ -30,7 +30,8 @@ def labelled_sets(
 ) -> list[ShardSet]:
     """The shard sets k-NN is measured on: those named, else the labelled holdouts beside the training sets.
 
-    Raises EvaluationError for named sets, or a phantom, that cannot be scored; of a user's own holdout it only says so.
+    Raises EvaluationError for named sets, a phantom, or a label that was asked for, that cannot be scored; of a user's
+    own holdout without the usual label it only says so.
     """
     label = config.eval.label
     if config.eval.shards:
@@ -42,8 +43,8 @@ def labelled_sets(
         if sets:
             check_label(sets, label)
     except EvaluationError as error:
-        if not config.data.shards:
-            raise  # the phantom's labels are known: a misspelling
+        if not config.data.shards or label != EvalConfig.label:
+            raise  # the phantom's labels are known, or the label was asked for: a misspelling
         say(f"no k-NN at the end: {error}")
         return []
     return sets
