@@ -169,10 +169,10 @@ def test_a_mismatch_names_the_backbone_that_fits(name, tmp_path):
 
 
 def test_a_backbone_that_is_no_release_is_not_guessed(tmp_path):
-    nearly = small()[0].state_dict()
-    nearly["m.more"] = torch.zeros(1)
-    torch.save({"backbone": nearly, "proj_head": small()[1].state_dict()}, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match="closest is ghostnetv3, with 99 % of the keys"):
+    whole = small()[0].state_dict()
+    alike = dict(list(whole.items())[: 7 * len(whole) // 10])  # of the same family, perhaps
+    torch.save({"backbone": alike, "proj_head": small()[1].state_dict()}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"closest is ghostnetv3, with (69|70) % of the keys"):
         load_combined(tmp_path / "w.pth")
     other = build_backbone("resnet10t")
     save_combined(tmp_path / "w.pth", other, proj_head(512))

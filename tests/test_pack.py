@@ -664,7 +664,7 @@ def test_an_output_that_exists_is_left_alone(tmp_path):
         ({"workers": 0}, "workers"),
         ({"pixel_aspect": 0.0}, "pixel aspect"),
         ({"boxes": "nowhere.csv"}, "no boxes at nowhere"),
-        ({"against": ["nowhere"]}, "no shards at nowhere"),
+        ({"against": ["nowhere"]}, "no pack at nowhere"),
         ({"margin": -1.0}, "margin"),
     ],
 )

@@ -101,7 +101,7 @@ def test_killed_again_and_again_a_pack_ends_in_the_same_bytes(clinic):
 
 LATE = [  # where shards are written and the folder gets its name, in order
     "data_shards.settle.write_index",
-    "data_shards.settle.statistics",
+    "data_shards.settle.tally",
     "data_shards.settle.write_manifest",
     "data_shards.pack.remember",
     "data_shards.pack.finish",
