@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from data_shards.document import text
 from pretrain.checkpoint import replace_atomically
@@ -80,6 +79,8 @@ def draw_curves(lines: Sequence[Line], path: Path) -> None:
     """Draw all curves over steps as one PNG."""
     plots = measured(lines)
     rows = -(-len(plots) // 4)
+    from matplotlib.figure import Figure  # here, as it takes half a second of the start of every command
+
     figure = Figure(figsize=(14, 2.7 * rows), layout="constrained")
     cells = figure.subplots(rows, 4, squeeze=False).flat
     for axes in cells:

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from pretrain.backbones import Backbone
@@ -91,6 +90,8 @@ def pca_colours(maps: np.ndarray) -> tuple[np.ndarray, float]:
     """
     cells = maps.reshape(-1, maps.shape[-1])
     components = min(3, *cells.shape)
+    from sklearn.decomposition import PCA  # here, as it takes a second of the start of every command
+
     pca = PCA(components, svd_solver="randomized", random_state=0)
     projected = pca.fit_transform(cells)
     low, high = np.percentile(projected, (2, 98), axis=0)

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 
 from augment import fit
 from data_shards.document import photo, text
@@ -155,6 +153,9 @@ def embedding(crops: Specimens, features: np.ndarray) -> str:
 
 def _flat(space: np.ndarray) -> np.ndarray:
     """Points [N, 2] of vectors [N, C] (t-SNE, van der Maaten & Hinton 2008)."""
+    from sklearn.decomposition import PCA  # here, as they take a second of the start of every command
+    from sklearn.manifold import TSNE
+
     reduced = PCA(min(50, *space.shape), svd_solver="randomized", random_state=0).fit_transform(space)
     near = min(30.0, (len(space) - 1) / 3)
     return TSNE(perplexity=near, init="pca", max_iter=500, random_state=0).fit_transform(reduced)
