@@ -173,9 +173,10 @@ def test_the_same_radiograph_at_another_depth_is_a_duplicate(tmp_path):
     other = deep.copy()
     other[5, 5] ^= 1
     folder = folder_of(tmp_path / "in", {"a.png": saved(deep)})
-    packed(folder, tmp_path / "eight", depth=8, boxes="none")
+    packed(folder, tmp_path / "eight", depth=8, boxes="none", patient=None)
     folder = folder_of(tmp_path / "next", {"b.tif": saved(deep, "tiff"), "c.png": saved(other)})
-    manifest = packed(folder, tmp_path / "sixteen", depth=16, boxes="none", against=[tmp_path / "eight"])
+    against = [tmp_path / "eight"]
+    manifest = packed(folder, tmp_path / "sixteen", depth=16, boxes="none", patient=None, against=against)
     assert manifest["ledgers"]["radiographs"] == {"seen": 2, "used": 1, "rejected": 1}
 
 

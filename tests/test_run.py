@@ -9,6 +9,7 @@ import tarfile
 from pathlib import Path
 
 import cv2
+import numpy as np
 import psutil
 import pytest
 import yaml
@@ -28,6 +29,7 @@ from processes import (
     wait_for,
 )
 
+from data_shards.pack import PackConfig, pack
 from data_shards.shard_set import ShardSet
 from pretrain.__main__ import RECIPES, VIEWS, read_command_line
 from pretrain.backbones import build_backbone
@@ -276,7 +278,7 @@ MISTAKES = {
     "one of two values": (["--views.global_size", 64], r"several values are written \[64,48\]"),
     "shortened field": (["--step", 3], r"no field 'step'.*did you mean 'steps'"),
     "one item after =": (["--data.shards=nowhere"], r"no shards at nowhere"),
-    "unknown recipe": (["--recipe", "huge"], r"no recipe 'huge'; valid: demo"),
+    "unknown recipe": (["--recipe", "huge"], r"no recipe 'huge'; valid: convnextv2, demo"),
     "unknown views": (["--views", "bitewing"], r"no views 'bitewing'; valid: panoramic, periapical"),
     "views twice": (
         ["--views", "panoramic", "--views=periapical"],
@@ -394,8 +396,14 @@ def test_sets_named_one_by_one_are_all_used_and_unlabelled_holdouts_do_not_stop_
     assert len(json.loads((out / "both.json").read_text())["data"]) == 2
     for travels in ("both.json", "both.pth", "report.html", "metrics.jsonl", "state.json"):
         assert b"clinic-xyz" not in (out / travels).read_bytes()
-    printed = smoke(tmp_path / "other", None, "--steps", 1, *two[:4], "--eval.label", "none_of_them")
-    assert "no k-NN at the end" in printed
+    printed = smoke(tmp_path / "other", None, "--steps", 1, *two[:4], "--eval.label", "tooth_typ", code=2)
+    assert "no crop carries the label 'tooth_typ'" in printed
+    (tmp_path / "scans").mkdir()
+    for i in range(24):
+        pixels = np.random.default_rng(i).integers(0, 255, (60, 48), dtype=np.uint8)
+        (tmp_path / "scans" / f"{i}.png").write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+    pack(PackConfig([tmp_path / "scans"], tmp_path / "bare", key=b"a public key", quiet=True, holdout=0.4))
+    assert "no k-NN at the end" in smoke(tmp_path / "third", tmp_path / "bare", "--steps", 1)
 
 
 def test_weighted_sets_train(shards, tmp_path):
