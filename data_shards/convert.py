@@ -131,9 +131,10 @@ def convert(job: Job, key: Key, settings: Settings) -> Converted:
 def _crops_of(found: Radiograph, number: int, frame: Frame, job: Job, key: Key, settings: Settings) -> bytes:
     if settings.own_patient and found.patient:
         frame.patient = key.id("patient", "dicom", found.patient)
-    frame.pixels = key.of_pixels(found.pixels)  # at full depth, so that it does not depend on --depth
+    eight = highest_eight(found.pixels, found.bits)
+    frame.pixels = key.of_pixels(eight)  # whatever --depth is, so that an 8-bit copy is known for one
     if settings.depth == 8:
-        found = found._replace(pixels=highest_eight(found.pixels, found.bits))
+        found = found._replace(pixels=eight)
     if settings.hashed:
         frame.hash = perceptual_hash(found.pixels)
     if found.pixels.dtype == np.uint16:

@@ -98,13 +98,15 @@ class Patients:
 
 
 def drop_duplicates(frames: Iterable[Frame], earlier: Earlier, ledgers: Ledgers) -> list[dict[str, Any]]:
-    """Of radiographs with the same pixels keep the one of an earlier pack, else the first; the others are rejected.
+    """Of radiographs with the same pixels keep the one of an earlier pack, else the deepest, the first of several.
+
+    The others are rejected.
 
     Returns the pairs whose patients differ, as lines of `near.jsonl`.
     """
     first = dict(earlier.pixels)
     joined = []
-    for frame in frames:
+    for frame in sorted(frames, key=lambda frame: -frame.bits):  # 12 bits are not to go for their 8-bit copy
         twin, patient = first.setdefault(frame.pixels, (frame.radiograph, frame.patient))
         if twin == frame.radiograph and frame.pixels not in earlier.pixels:
             continue

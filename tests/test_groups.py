@@ -167,17 +167,21 @@ def test_archives_of_one_name_are_told(tmp_path, capsys):
 
 
 def test_the_same_radiograph_at_another_depth_is_a_duplicate(tmp_path):
-    """Fingerprints are of the whole depth, so --depth says nothing; pixels that differ in their lowest bits differ."""
+    """Fingerprints are of the highest 8 bits whatever --depth; where it matters, the deeper copy stays."""
     deep = scan(3).astype(np.uint16) << 4
     deep[0, 0] = 4095
-    other = deep.copy()
-    other[5, 5] ^= 1
-    folder = folder_of(tmp_path / "in", {"a.png": saved(deep)})
-    packed(folder, tmp_path / "eight", depth=8, boxes="none", patient=None)
-    folder = folder_of(tmp_path / "next", {"b.tif": saved(deep, "tiff"), "c.png": saved(other)})
+    shallow = (deep >> 4).astype(np.uint8)
+    options = {"boxes": "none", "patient": None}
+    packed(folder_of(tmp_path / "in", {"a.png": saved(deep)}), tmp_path / "eight", depth=8, **options)
+    following = folder_of(tmp_path / "next", {"b.tif": saved(deep, "tiff"), "c.png": saved(scan(4))})
     against = [tmp_path / "eight"]
-    manifest = packed(folder, tmp_path / "sixteen", depth=16, boxes="none", patient=None, against=against)
+    manifest = packed(following, tmp_path / "sixteen", depth=16, against=against, **options)
     assert manifest["ledgers"]["radiographs"] == {"seen": 2, "used": 1, "rejected": 1}
+    for names in ("ab", "ba", "cd", "dc"):  # of which each has other ids
+        both = {f"{names[0]}.png": saved(deep), f"{names[1]}.png": saved(shallow)}
+        packed(folder_of(tmp_path / names, both), tmp_path / f"{names}-out", depth=16, **options)
+        samples = ShardSet(tmp_path / f"{names}-out")
+        assert [samples.meta(i)["source_bits"] for i in range(len(samples))] == [12]
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=15), st.sets(st.integers(0, 9)))
