@@ -21,7 +21,8 @@ from pretrain.batchnorm import CROPS, exported
 from pretrain.checkpoint import save_resume
 from pretrain.combined import save_combined
 from pretrain.config import Config
-from pretrain.trainer import Trainer, rates_at
+from pretrain.rates import rates_at
+from pretrain.trainer import Trainer
 
 
 class Endless:

@@ -43,6 +43,10 @@ def slurm_command(argv: Sequence[str]) -> None:
         text = script(SlurmConfig(**given), _without(runs, "--out"), out, str(Path(__file__).parent.parent))
     except ValueError as error:
         fail(error)
+    if bash := shutil.which("bash"):
+        read_by_bash = subprocess.run([bash, "-n"], input=text, capture_output=True, text=True, check=False)
+        if read_by_bash.returncode:
+            fail(f"--setup is no command that bash can read: {one_line(read_by_bash.stderr)}")
     path.write_text(text)
     Path(f"{out}.slurm").mkdir(parents=True, exist_ok=True)  # Slurm makes no folder for its logs
     print(f"wrote {path}; logs will be in {out}.slurm")

@@ -38,6 +38,10 @@ class SlurmConfig:
     """Commands that make `accelerate` available on a node, as `source venv/bin/activate` or `module load ...`."""
 
 
+SHORTEST = 120
+"""Seconds that a try must have before it is asked to stop: to import torch on a slow disk, and to make a step."""
+
+
 def script(config: SlurmConfig, run: list[str], out: str, folder: str) -> str:
     """The sbatch script that runs `pretrain.py` with the options `run` and `--out OUT` from `folder`.
 
@@ -45,7 +49,7 @@ def script(config: SlurmConfig, run: list[str], out: str, folder: str) -> str:
     OUT/stop there, waits for the run to save, and requeues the job (scontrol(1)) unless the run is finished or failed.
     Raises ValueError for values that would not stand in a script.
     """
-    _check(config, out)
+    _check(config, out, folder)
     logs = f"{out}.slurm"  # beside the run folder, which takes no strangers
     array = f"#SBATCH --array=0-{len(config.seeds) - 1}\n" if config.seeds else ""
     gpus = f"#SBATCH --gpus-per-node={config.processes}\n" if config.gpus else ""
@@ -57,6 +61,7 @@ def script(config: SlurmConfig, run: list[str], out: str, folder: str) -> str:
         if config.seeds
         else f"out={shlex.quote(out)}\nset --\n"
     )
+    cores = config.processes * config.cpus
     several = config.nodes * config.processes > 1
     file = "nodes" if several else "gpu" if config.gpus else "cpu"
     cpu = "export ACCELERATE_USE_CPU=true\n" if not config.gpus else ""
@@ -64,7 +69,7 @@ def script(config: SlurmConfig, run: list[str], out: str, folder: str) -> str:
 #SBATCH --job-name={config.name}
 #SBATCH --nodes={config.nodes}
 #SBATCH --ntasks-per-node=1
-#SBATCH --cpus-per-task={config.processes * config.cpus}
+#SBATCH --cpus-per-task={cores}
 {gpus}{options}{array}#SBATCH --time={config.time}
 #SBATCH --signal=B:USR1@{config.grace}
 #SBATCH --requeue
@@ -72,8 +77,9 @@ def script(config: SlurmConfig, run: list[str], out: str, folder: str) -> str:
 #SBATCH --chdir={folder}
 #SBATCH --output={logs}/%x-%{"A_%a" if config.seeds else "j"}.log
 
-set -u
 {config.setup}
+set -u  # not before: what sets up conda or Lmod reads variables that are not set
+command -v accelerate > /dev/null || {{ echo "error: there is no accelerate here; see --setup"; exit 1; }}
 {cpu}{seeds}mkdir -p "$out"
 rm -f "$out/stop"  # of an earlier try
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
@@ -83,7 +89,7 @@ leaving=
 trap 'leaving=yes' USR1
 
 echo "$(date -Is) job $SLURM_JOB_ID, try $((${{SLURM_RESTART_COUNT:-0}} + 1)), on $SLURM_JOB_NODELIST"
-srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch --config_file launch/{file}.yaml \\
+srun --export=ALL --kill-on-bad-exit=1 --cpus-per-task={cores} bash -c 'exec accelerate launch --config_file launch/{file}.yaml \\
     --num_machines {config.nodes} --num_processes {config.nodes * config.processes} \\
     --machine_rank "$SLURM_PROCID" --main_process_ip "$first" --main_process_port "$port" \\
     pretrain.py "$@"' \\
@@ -106,17 +112,36 @@ exit "$code"
 """
 
 
-def _check(config: SlurmConfig, out: str) -> None:
-    for name in ("nodes", "processes", "cpus", "grace", "port"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name} is {getattr(config, name)}; give 1 or more")
-    if not re.fullmatch(r"(\d+-)?\d+(:\d\d){0,2}", config.time):
-        raise ValueError(f"--time is '{config.time}'; write it as Slurm does: minutes, HH:MM:SS or D-HH:MM:SS")
-    for name in ("name", "partition", "account", "memory"):
+def seconds(time: str) -> int | None:
+    """A time limit as sbatch(1) takes it, without M:SS, which too many mean as H:MM; None if it is none."""
+    parts = re.fullmatch(r"(?:(\d+)-(\d+)(?::(\d\d))?(?::(\d\d))?|(\d+):(\d\d):(\d\d)|(\d+))", time)
+    if not parts:
+        return None
+    days, hours, minutes, rest, *clock = (int(part or 0) for part in parts.groups())
+    return ((days * 24 + hours + clock[0]) * 60 + minutes + clock[1] + clock[3]) * 60 + rest + clock[2]
+
+
+def _check(config: SlurmConfig, out: str, folder: str) -> None:
+    for name, most in {"nodes": 10**6, "processes": 1024, "cpus": 4096, "grace": 65535, "port": 65535}.items():
+        if not 1 <= getattr(config, name) <= most:
+            raise ValueError(f"--{name} is {getattr(config, name)}; give from 1 to {most}")
+    if config.port + len(config.seeds) > 65536:
+        raise ValueError(f"--port is {config.port}, and each of {len(config.seeds)} seeds takes the next: too high")
+    if (limit := seconds(config.time)) is None:
+        raise ValueError(f"--time is '{config.time}'; write minutes, H:MM:SS, D-H or D-H:MM:SS")
+    if limit < config.grace + SHORTEST:
+        raise ValueError(
+            f"--time {config.time} less --grace {config.grace} s leaves {max(0, limit - config.grace)} s a try, and a "
+            f"run needs {SHORTEST} s to start and to get on; give more --time or less --grace"
+        )
+    if len({*config.seeds}) < len(config.seeds) or any(not 0 <= seed < 2**32 for seed in config.seeds):
+        raise ValueError("--seeds are to be different numbers from 0 to 4294967295: each has its folder OUT/seed-N")
+    if config.memory is not None and not re.fullmatch(r"\d+[KMGT]?", config.memory):
+        raise ValueError(f"--memory is '{config.memory}'; write it as Slurm does: 64G, or a number of MB")
+    for name in ("name", "partition", "account"):
         value = getattr(config, name)
         if value is not None and not re.fullmatch(r"[\w.,@+-]+", value):
             raise ValueError(f"--{name} is '{value}'; letters, digits and . , @ + - are taken")
-    if not re.fullmatch(r"[\w./@+-]+", out):
-        raise ValueError(
-            f"--out is '{out}'; sbatch takes no blanks or signs in it: letters, digits and . / @ + - are taken"
-        )
+    for path, remedy in ((out, "give another --out"), (folder, "move the repository")):
+        if not re.fullmatch(r"[\w./@+-]+", path):
+            raise ValueError(f"sbatch takes letters, digits and . / @ + - in a path, not '{path}': {remedy}")

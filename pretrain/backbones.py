@@ -86,6 +86,16 @@ class Backbone(nn.Module):
         """[B, 1, H, W] -> [B, C]."""
         return self.m(images)[-1].mean(self._space)
 
+    def checkpoint_gradients(self, name: str) -> None:
+        """Compute each block again in the backward pass instead of keeping what it made. Raises BackboneError."""
+        try:
+            cast(Any, self.m).set_grad_checkpointing(True)
+        except (AttributeError, AssertionError, NotImplementedError) as error:
+            raise BackboneError(
+                f"timm cannot compute the blocks of backbone '{name}' again: give --optim.gradient_checkpointing false "
+                "and, where memory is short, --optim.micro_batches"
+            ) from error
+
     def feature_map(self, images: Tensor) -> Tensor:
         """[B, 1, H, W] -> [B, C, h, w]: the map that `forward` averages."""
         last = self.m(images)[-1]

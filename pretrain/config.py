@@ -6,7 +6,6 @@ The library underneath is jsonargparse: a YAML recipe, then dotted overrides fro
 import math
 from dataclasses import dataclass, field
 from operator import attrgetter
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from augment.config import ViewConfig
@@ -123,6 +122,13 @@ class OptimConfig:
     """Weight decay at the last step, reached by a cosine. Constant: the published rise to 0.4 is for long ViT runs."""
     clip: float = 3.0
     """Largest gradient norm, as published."""
+    micro_batches: int = 1
+    """Pieces in which each process passes its crops of a step, one after the other, so that they fit the memory. The
+    step stays that of the whole batch, but BatchNorm sees a piece at a time, and KoLeo costs one more pass of the
+    global views. 1: no more than the batch asks for."""
+    gradient_checkpointing: bool = False
+    """Whether the student's blocks are computed again in the backward pass instead of kept. False: a third more
+    arithmetic is the price. For batches that do not fit; before micro_batches where there is BatchNorm."""
 
 
 @dataclass(frozen=True)
@@ -222,12 +228,17 @@ class Config:
         build_extra(self.views)
         if self.views.global_count + self.views.local_count < 2:
             raise ConfigError("a single view has no other to predict; give --views.global_count 2 or local views")
-        batch = self.data.batch_size
+        batch, pieces = self.data.batch_size, self.optim.micro_batches
         if batch != "auto" and (batch % processes or batch < 2 * processes):  # BatchNorm needs two crops a process
             fits = max(2 * processes, batch - batch % processes)
             raise ConfigError(
                 f"a global batch of {batch} crops does not divide over {processes} processes with at least 2 for each; "
                 f"use --data.batch_size {fits} or {fits + processes}"
+            )
+        if batch != "auto" and (batch % (processes * pieces) or batch < 2 * processes * pieces):
+            raise ConfigError(
+                f"{batch // processes} crops of each process do not divide into {pieces} pieces of at least 2; "
+                f"use another --optim.micro_batches, or --data.batch_size {2 * processes * pieces} or a multiple of it"
             )
 
 
@@ -269,6 +280,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "optim.weight_decay": (0, math.inf),
     "optim.weight_decay_end": (0, math.inf),
     "optim.clip": (1e-9, math.inf),
+    "optim.micro_batches": (1, math.inf),
     "eval.neighbours": (1, math.inf),
     "eval.folds": (2, math.inf),
     "eval.bank": (0, math.inf),
@@ -277,24 +289,3 @@ LIMITS: dict[str, tuple[float, float]] = {
     "eval.batch_size": (1, math.inf),
 }
 """Smallest and largest value of each number."""
-
-
-def parsed_shards(entries: list[str]) -> tuple[list[str], list[float] | None]:
-    """Split PATH or PATH=WEIGHT entries into paths and weights (None when no entry has one).
-
-    Raises ConfigError when only some entries are weighted or a weight is not a positive number.
-    """
-    split = [(e, "", "") if "?" in e or Path(e).exists() else e.rpartition("=") for e in entries]
-    split = [parts if parts[1] else ("".join(parts), "", "") for parts in split]
-    weighted = [bool(equals) for _, equals, _ in split]
-    if not any(weighted):
-        return [path for path, _, _ in split], None
-    if not all(weighted):
-        raise ConfigError("some of --data.shards have a weight and some have none; write PATH=WEIGHT for all or none")
-    try:
-        weights = [float(weight) for _, _, weight in split]
-    except ValueError as error:
-        raise ConfigError(f"a weight in --data.shards is not a number ({error}); write PATH=WEIGHT") from error
-    if any(not (w > 0 and math.isfinite(w)) for w in weights):
-        raise ConfigError("every weight in --data.shards must be above 0; leave a set out to give it no share")
-    return [path for path, _, _ in split], weights

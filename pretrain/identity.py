@@ -10,15 +10,15 @@ import torch
 from data_shards.order import ORDER
 from data_shards.stream import ShardSet
 from pretrain.config import Config
+from pretrain.rates import rates_at
 from pretrain.run_folder import flat
-from pretrain.trainer import rates_at
 
 # A change of these, or of eval.*, changes nothing that training computes (threads: its last bits, which is said). Data
 # sets are told apart by checksum, precision by what it resolved to, the length of the run by its steps.
 HARMLESS = (
     "out", "init", "steps", "epochs", "checkpoint_every", "keep", "milestone_every", "on_collapse", "pictures",
     "timeout", "precision", "threads", "data.workers", "data.shards", "data.bad_samples", "data.record", "data.cache",
-    "data.cache_gb", "data.patience",
+    "data.cache_gb", "data.patience", "optim.gradient_checkpointing",
 )  # fmt: skip
 
 

@@ -3,26 +3,20 @@
 import json
 import os
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
-from tqdm import tqdm
 
 from data_shards.stream import ShardSet, Stream
 from pretrain.auto import resolved
 from pretrain.backbones import Backbone, build_backbone
-from pretrain.batchnorm import calibration_crops, exported
-from pretrain.checkpoint import load_resume, save_resume
-from pretrain.combined import load_combined, save_combined
+from pretrain.checkpoint import load_resume
+from pretrain.combined import load_combined
 from pretrain.config import ChangedError, Config, ConfigError
-from pretrain.environment import environment
-from pretrain.facts import weights_facts, write_facts
-from pretrain.identity import circumstances, differences, extension_note, identity, table
+from pretrain.identity import differences, extension_note, table
 from pretrain.initial import checksum_of, read_initial, start_from, starting_backbone
 from pretrain.journal import Journal, read_metrics
 from pretrain.knn import TrainingKnn
@@ -30,10 +24,10 @@ from pretrain.precision import busy_note, resolve_precision, resolve_threads
 from pretrain.progress import Progress
 from pretrain.report import Report, format_summary, summary_rows, write_views
 from pretrain.run_folder import RunFolder
+from pretrain.saving import Saving
 from pretrain.scores import knn_of_run, labelled_sets
 from pretrain.shards import open_sets, phantom_shards, shard_cache
 from pretrain.stop import launcher_is_gone
-from pretrain.student_teacher import Network
 from pretrain.trainer import BadSamplesError, NonFiniteError, Trainer
 from pretrain.verdict import told
 from pretrain.watchdog import Watchdog
@@ -85,6 +79,9 @@ class Run:
         config = self.config = self._without_auto(len(stream), was, initial.prototypes if initial else None)
         on_cpu = self.state.device.type == "cpu"
         self.trainer = Trainer(config, Accelerator(cpu=on_cpu, mixed_precision=self.precision.mixed), stream)
+        self.saving = Saving(
+            config, self.folder, self.trainer, self.sets, self.weights, self.precision, self.threads, self.init
+        )
         if path:
             self._restore(path, earlier)
         elif initial:
@@ -140,12 +137,6 @@ class Run:
         if not self.folder.views.exists():
             write_views(self.trainer.stream, self.config, self.folder.views)
 
-    def _identity(self) -> dict[str, Any]:
-        return identity(self.config, self.sets, self.weights, self.precision.name, self.trainer.total, self.init)
-
-    def _circumstances(self) -> dict[str, Any]:
-        return circumstances(self.state.num_processes, self.threads, self.state.device.type)
-
     def _without_auto(self, crops: int, earlier: dict[str, Any], head: int | None) -> Config:
         """The settings with those on `auto` decided: by the run that is continued, else by rule."""
         device, processes = self.state.device.type, self.state.num_processes
@@ -157,7 +148,7 @@ class Run:
 
     def _restore(self, path: Path, state: dict[str, Any]) -> None:
         """Continue from the checkpoint `state`, the same one on every rank; refuse one of another run."""
-        new = self._identity()
+        new = self.saving.identity()
         old = json.loads(state.pop("identity", "{}"))
         total, old_total = new["total steps"], old.get("total steps", 0)
         changed = differences(old, new)
@@ -175,7 +166,8 @@ class Run:
             self.say(f"moved the checkpoints of later steps to {aside}, with copies of the logs")
         if self.trainer.step < total:
             self.say(f"continuing from step {self.trainer.step}")
-            if differs := differences(json.loads(state["circumstances"]), self._circumstances()):
+            self.saving.saved = self.trainer.step
+            if differs := differences(json.loads(state["circumstances"]), self.saving.circumstances()):
                 said = "; ".join(f"{name} was {was}, now {now}" for name, (was, now) in differs.items())
                 self.say(f"note: samples and views are the same, the last bits of losses may not be ({said})")
 
@@ -199,7 +191,7 @@ class Run:
         progress = Progress(trainer.total, trainer.step, shown=self.main)
 
         def log(line: dict[str, Any]) -> None:
-            self.last_line = line
+            self.saving.last_line = line
             if journal and knn:
                 line |= knn.take(line)
                 journal.write(line, trainer.samples)
@@ -207,10 +199,9 @@ class Run:
 
         def save() -> None:
             if journal:
-                self._try_to_save(journal)
+                self.saving.try_to_save(journal)
             self.state.wait_for_everyone()
 
-        self.saved, self.unsaved = trainer.step, ""
         try:
             with self.watchdog.training(trainer) as signals:
                 complete = trainer.run(log, save, lambda: signals.asked or self._must_stop())
@@ -221,8 +212,10 @@ class Run:
             progress.close()
             if journal:
                 journal.close()
-        if journal and self.saved < trainer.step:
-            raise OSError(f"step {trainer.step} is not saved ({self.unsaved}); make room, then {folder.standing()}")
+        if journal and self.saving.unsaved:
+            raise OSError(
+                f"step {trainer.step} is not saved ({self.saving.unsaved}); make room, then {folder.standing()}"
+            )
         if not complete:
             self._on_main(self._stop)
         return complete
@@ -254,85 +247,16 @@ class Run:
             allowed = f"--data.bad_samples {self.config.data.bad_samples}"
             raise ConfigError(f"{error}, more than {allowed} allows: see {folder.bad_samples}") from error
         if isinstance(error, NonFiniteError):
-            kept = self._on_main(lambda: self._keep_nonfinite(journal))
+            kept = self._on_main(lambda: self.saving.keep_nonfinite(journal) if journal else "")
             raise ConfigError(
                 f"{error}; the weights are as before it. {kept}. Lower --optim.lr and start anew with --resume never"
             ) from error
 
-    def _keep_nonfinite(self, journal: Journal | None) -> str:
-        assert journal
-        samples = journal.named(self.trainer.samples)
-        try:
-            given, before = self.folder.keep_nonfinite(self.trainer.step, samples, self._resume_state())
-        except OSError as lost:
-            return f"Its samples and the state before it could not be kept ({lost})"
-        return f"Its samples are in {given}; the same command with --resume {before} replays it"
-
-    def _try_to_save(self, journal: Journal) -> None:
-        """Save; a full disk costs this checkpoint, not the run: the next one is tried as usual."""
-        try:
-            journal.flush()
-            self._save()
-            self.saved = self.trainer.step
-        except OSError as error:
-            self.unsaved = f"{error.strerror or error}: {error.filename or self.folder.path}"
-            if self.trainer.step < self.trainer.total:
-                goes_on = f"the run goes on, and the last checkpoint is of step {self.saved}"
-                tqdm.write(f"warning: step {self.trainer.step} is not saved ({self.unsaved}); {goes_on}")
-
-    def _save(self) -> None:
-        """Weights for users and their facts, then the resume checkpoint: who continues from it finds both written."""
-        folder, trainer = self.folder, self.trainer
-        if not trainer.is_finite():
-            raise ConfigError(
-                f"the weights are no longer finite after step {trainer.step}, so they are not saved; lower --optim.lr "
-                "and start anew with --resume never"
-            )
-        network = exported(trainer.teacher, self._calibration_crops, self.config)
-        save_combined(folder.weights, network.backbone, network.proj_head)
-        self._write_facts(folder.facts, {})
-        milestone = trainer.step % self.config.milestone_every == 0
-        save_resume(folder.resume_file(trainer.step, milestone), self._resume_state())
-        folder.prune(self.config.keep)
-        folder.write_state("running", trainer.step)
-
-    def _resume_state(self) -> dict[str, Any]:
-        origin = {"identity": json.dumps(self._identity()), "circumstances": json.dumps(self._circumstances())}
-        return self.trainer.state_dict() | origin
-
-    @cached_property
-    def _calibration_crops(self) -> np.ndarray:
-        config = self.config
-        return calibration_crops(self.trainer.stream, config.views.global_size, config.data.bad_samples > 0)
-
     def _knn_while_training(self) -> TrainingKnn:
         earlier = read_metrics(self.folder.metrics, b'"knn')
-        calibration = lambda: self._calibration_crops  # noqa: E731
-        return TrainingKnn(self.config, self.trainer, self.labelled, calibration, self._keep_best, earlier)
-
-    def _keep_best(self, network: Network, scores: dict[str, Any]) -> None:
-        save_combined(self.folder.best_weights, network.backbone, network.proj_head)
-        self._write_facts(self.folder.best_facts, scores)
-
-    def _write_facts(self, path: Path, scores: dict[str, Any]) -> dict[str, Any]:
-        monitors = {
-            name: self.last_line[name] for name in ("loss", "loss_over_ln_k", "teacher_entropy", "teacher_mean_entropy")
-        }
-        facts = weights_facts(
-            self.config,
-            self.sets,
-            self.weights,
-            features=self.trainer.student.backbone.num_features,
-            precision=self.precision.name,
-            step=self.trainer.step,
-            total=self.trainer.total,
-            scores=scores,
-            monitors=monitors,
-            init=self.init,
-            environment=environment(self.state.device, self.state.num_processes, self.threads, self.precision.name),
-        )
-        write_facts(path, facts)
-        return facts
+        saving = self.saving
+        calibration = lambda: saving.calibration_crops  # noqa: E731
+        return TrainingKnn(self.config, self.trainer, self.labelled, calibration, saving.keep_best, earlier)
 
     def _knn(self, trained: Backbone) -> dict[str, Any]:
         start = starting_backbone(self.config, self.init)
@@ -345,14 +269,14 @@ class Run:
         lines = list(read_metrics(self.folder.metrics))
         if not lines:
             raise ConfigError(f"{self.folder.metrics} is lost, so there is nothing to report; training is complete")
-        self.last_line = lines[-1]
+        self.saving.last_line = lines[-1]
         trained = build_backbone(self.config.backbone)
         load_combined(self.folder.weights, trained)
         trained.to(self.state.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.labelled:
             self.say("scoring by k-NN, beside random weights, raw pixels and crop size")
         scores = {"knn": self._knn(trained)} if self.labelled else {}
-        facts = self._write_facts(self.folder.facts, scores)
+        facts = self.saving.write_facts(self.folder.facts, scores)
         rows = [*told(lines, self.trainer.total), *summary_rows(lines, scores, self.config.method.prototypes)]
         shown = lambda: self.labelled or self.sets  # noqa: E731
         report = Report(self.config, lines, rows, facts, lambda: trained, shown, self.config.pictures)

@@ -1,5 +1,6 @@
 """The shard sets of a run: those it was given, local or remote, or a phantom of its own."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from data_shards.pack import PackConfig, pack
 from data_shards.phantom import write_archive
 from data_shards.remote import Url
 from data_shards.stream import ShardSet
-from pretrain.config import Config, ConfigError, DataConfig, parsed_shards
+from pretrain.config import Config, ConfigError, DataConfig
 
 PHANTOM_KEY = b"phantom radiographs identify nobody"  # a fixed key, so that a seed gives the same shards everywhere
 
@@ -82,3 +83,24 @@ def phantom_shards(config: Config, folder: Path, say: Callable[[str], None]) -> 
     manifest = pack(settings)
     say(f"packed {manifest['ledgers']['boxes']['used']} tooth crops into {shards}")
     return shards
+
+
+def parsed_shards(entries: list[str]) -> tuple[list[str], list[float] | None]:
+    """Split PATH or PATH=WEIGHT entries into paths and weights (None when no entry has one).
+
+    Raises ConfigError when only some entries are weighted or a weight is not a positive number.
+    """
+    split = [(e, "", "") if "?" in e or Path(e).exists() else e.rpartition("=") for e in entries]
+    split = [parts if parts[1] else ("".join(parts), "", "") for parts in split]
+    weighted = [bool(equals) for _, equals, _ in split]
+    if not any(weighted):
+        return [path for path, _, _ in split], None
+    if not all(weighted):
+        raise ConfigError("some of --data.shards have a weight and some have none; write PATH=WEIGHT for all or none")
+    try:
+        weights = [float(weight) for _, _, weight in split]
+    except ValueError as error:
+        raise ConfigError(f"a weight in --data.shards is not a number ({error}); write PATH=WEIGHT") from error
+    if any(not (w > 0 and math.isfinite(w)) for w in weights):
+        raise ConfigError("every weight in --data.shards must be above 0; leave a set out to give it no share")
+    return [path for path, _, _ in split], weights

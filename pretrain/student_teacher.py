@@ -40,6 +40,18 @@ def teacher_of(student: Network) -> Network:
     return copy.deepcopy(student).requires_grad_(False).train()
 
 
+def by_view(outputs: list[tuple[Tensor, Tensor]], images: int) -> tuple[Tensor, Tensor]:
+    """Features [V x B, C] and logits [V x B, K] of micro-batches of B `images` -> both [V, B of all, ...]."""
+    features, logits = ([x.unflatten(0, (-1, images)) for x in kind] for kind in zip(*outputs, strict=True))
+    return torch.cat(features, dim=1), torch.cat(logits, dim=1)
+
+
+def micro_batches(views: Tensor, images: int, pieces: int) -> list[Tensor]:
+    """Views [V x B, 1, H, W] of one size, in pieces of [V x images, 1, H, W]."""
+    by_image = views.unflatten(0, (-1, pieces * images))
+    return [piece.flatten(0, 1) for piece in by_image.split(images, dim=1)]
+
+
 @torch.no_grad()
 def ema_update(teacher: Network, student: nn.Module, momentum: float) -> None:
     """teacher <- momentum * teacher + (1 - momentum) * student, parameters only, in float32 (bf16 would stick)."""

@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ from pretrain.config import Config
 from pretrain.heads import proj_head
 from pretrain.loss import centered_targets, dino_loss, koleo_loss, sinkhorn_targets, updated_center
 from pretrain.monitors import MONITOR_EVERY, STEP_MONITORS, feature_monitors, memory_bytes, step_monitors, weight_norm
-from pretrain.schedules import cosine, ramp, warmup_cosine
-from pretrain.student_teacher import Network, ema_update, parameter_groups, teacher_of
+from pretrain.rates import Rates, rates_at, set_rates
+from pretrain.student_teacher import Network, by_view, ema_update, micro_batches, parameter_groups, teacher_of
 
 MEASURED = ("loss", "koleo", "gradient_norm", *STEP_MONITORS)  # of each step, the mean of all ranks
 
@@ -35,32 +35,6 @@ class NonFiniteError(ArithmeticError):
 
 class BadSamplesError(ValueError):
     """More samples cannot be read than the run allows."""
-
-
-class Rates(NamedTuple):
-    """What the schedules say at one step."""
-
-    lr: float
-    weight_decay: float
-    ema_momentum: float
-    teacher_temperature: float
-    last_layer_frozen: bool
-    backbone_frozen: bool
-
-
-def rates_at(config: Config, step: int, total: int) -> Rates:
-    """Every schedule at `step` of `total`: a pure function, so a resumed run needs only its step."""
-    method, optim = config.method, config.optim
-    temperatures = method.teacher_temperature_start, method.teacher_temperature
-    peak = optim.lr * (optim.init_lr if config.init else 1)
-    return Rates(
-        lr=warmup_cosine(step, total, round(optim.warmup * total), peak, optim.lr_end),
-        weight_decay=cosine(step, total, optim.weight_decay, optim.weight_decay_end),
-        ema_momentum=cosine(step, total, method.ema_start, method.ema_end),
-        teacher_temperature=ramp(step, round(method.teacher_temperature_warmup * total), *temperatures),
-        last_layer_frozen=step < round(method.freeze_last_layer * total),
-        backbone_frozen=config.init is not None and step < round(optim.init_freeze * total),
-    )
 
 
 def build_networks(config: Config) -> tuple[Network, Network]:
@@ -75,7 +49,10 @@ def build_networks(config: Config) -> tuple[Network, Network]:
     head = proj_head(backbone.num_features, config.method.prototypes)
     student = Network(backbone, head, joint_head=config.method.head_pass == "joint")
     student = student.to(memory_format=torch.channels_last).train()
-    return student, teacher_of(student)
+    teacher = teacher_of(student)
+    if config.optim.gradient_checkpointing:
+        backbone.checkpoint_gradients(config.backbone)
+    return student, teacher
 
 
 class Trainer:
@@ -91,9 +68,8 @@ class Trainer:
         groups = parameter_groups(self.student, config.optim.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=config.optim.lr, fused=accelerator.device.type != "mps")
         self.step = 0  # steps done: the whole position of the run
-        self.samples = torch.empty(
-            0, len(SampleRecord._fields), dtype=torch.int64
-        )  # of the step in progress, all ranks'
+        no_samples = 0, len(SampleRecord._fields)
+        self.samples = torch.empty(no_samples, dtype=torch.int64)  # of the step in progress, all ranks'
         self.bad_samples: set[tuple[int, int]] = set()  # (source, index) of those that could not be read
         self.phase = "starting"  # what this process is at, for the watchdog
 
@@ -102,26 +78,32 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         set_rates(self.optimizer, rates)
         views = [normalised(v.to(accelerator.device, non_blocking=True), config.mean, config.std) for v in views]
-        per_view = config.views.global_count, -1
+        global_count, pieces = config.views.global_count, config.optim.micro_batches
+        images = len(views[0]) // global_count // pieces  # B of a micro-batch; one holds all, unless memory is short
+        parts = list(zip(*(micro_batches(batch, images, pieces) for batch in views), strict=True))
 
         with torch.no_grad(), accelerator.autocast():
-            teacher_features, teacher_logits = self.teacher(views[:1])
-        teacher_logits = teacher_logits.unflatten(0, per_view)  # [global views, B, K]
-        targets = self.targets(teacher_logits, rates.teacher_temperature)
+            teacher_features, teacher_logits = by_view([self.teacher(part[:1]) for part in parts], images)
+        targets = self.targets(teacher_logits, rates.teacher_temperature)  # [global views, B, K]
+        neighbours, first = self.features_beforehand(parts, images), accelerator.process_index * targets.shape[1]
 
-        with accelerator.autocast():
-            student_features, student_logits = self.trained(views)
-        student_logits = student_logits.unflatten(0, (-1, targets.shape[1]))  # [all views, B, K]
-        loss = dino_loss(student_logits, targets, config.method.student_temperature)
-        koleo = self.koleo(student_features[: len(teacher_features)].unflatten(0, per_view))
+        losses, student_logits = [], []
+        for number, (part, goals) in enumerate(zip(parts, targets.split(images, dim=1), strict=True)):
+            with self.gradients_meet(after=number == pieces - 1):
+                with accelerator.autocast():
+                    features, logits = by_view([self.trained(part)], images)  # [all views, B, C], [all views, B, K]
+                loss = dino_loss(logits, goals, config.method.student_temperature)
+                koleo = self.koleo(features[:global_count], neighbours, first + number * images)
+                accelerator.backward((loss + config.method.koleo * koleo) / pieces)
+            losses.append(torch.stack([loss.detach(), koleo.detach()]))
+            student_logits.append(logits.detach())
 
-        accelerator.backward(loss + config.method.koleo * koleo)
         if rates.last_layer_frozen:
             self.student.proj_head.last_layer.weight_v.grad = None
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), config.optim.clip)
         temperatures = rates.teacher_temperature, config.method.student_temperature
-        monitors = step_monitors(teacher_logits, student_logits.detach(), targets, temperatures)
-        measured = torch.cat([torch.stack([loss.detach(), koleo.detach(), gradient_norm.detach()]), monitors])
+        monitors = step_monitors(teacher_logits, torch.cat(student_logits, dim=1), targets, temperatures)
+        measured = torch.cat([torch.stack(losses).mean(0), gradient_norm.detach()[None], monitors])
         measured = accelerator.reduce(measured, reduction="mean")
         if not measured.isfinite().all():  # of all ranks, so all ranks stop, weights untouched
             raise NonFiniteError(
@@ -133,22 +115,35 @@ class Trainer:
         ema_update(self.teacher, self.student, rates.ema_momentum)
         batch_mean = accelerator.reduce(teacher_logits.mean((0, 1)), reduction="mean")
         self.center = updated_center(self.center, batch_mean, config.method.center_momentum)
-        return {"measured": measured, "features": teacher_features}
+        return {"measured": measured, "features": teacher_features.flatten(0, 1)}
 
     def targets(self, logits: Tensor, temperature: float) -> Tensor:
         """What the student is to predict, [global views, B, K], from this rank's teacher logits of that shape."""
         if self.config.method.centering == "mean":
             return centered_targets(logits, self.center, temperature)
         images = logits.shape[1]
-        everyones = self.accelerator.gather(logits.transpose(0, 1).contiguous())  # [R x B, global views, K]
         first = self.accelerator.process_index * images
-        return sinkhorn_targets(everyones, temperature)[first : first + images].transpose(0, 1)
+        return sinkhorn_targets(everyones(self.accelerator, logits), temperature)[:, first : first + images]
 
-    def koleo(self, features: Tensor) -> Tensor:
-        """KoLeo of this rank's student features [global views, B, C], neighbours from the global batch."""
-        images = features.shape[1]
-        everyones = self.accelerator.gather(features.detach().transpose(0, 1).contiguous())
-        return koleo_loss(features, everyones.transpose(0, 1), self.accelerator.process_index * images)
+    def koleo(self, features: Tensor, neighbours: Tensor | None, first: int) -> Tensor:
+        """KoLeo of student features [global views, B, C], the global batch's images from number `first` on.
+
+        Neighbours are sought in the whole global batch: `neighbours`, or every rank's `features` where those are all.
+        """
+        if neighbours is None:
+            neighbours = everyones(self.accelerator, features.detach())
+        return koleo_loss(features, neighbours, first)
+
+    def features_beforehand(self, parts: list[tuple[Tensor, ...]], images: int) -> Tensor | None:
+        """Everyone's student features [global views, R x B, C]; None for a batch in one piece: its pass gives them."""
+        if len(parts) == 1 or not self.config.method.koleo:
+            return None
+        with torch.no_grad(), self.accelerator.autocast():
+            return everyones(self.accelerator, by_view([self.student(part[:1]) for part in parts], images)[0])
+
+    def gradients_meet(self, after: bool) -> contextlib.AbstractContextManager[Any]:
+        """Whether the ranks' gradients are averaged after this backward pass, or later, with those of more."""
+        return contextlib.nullcontext() if after else self.accelerator.no_sync(self.trained)
 
     def run(self, log: Callable[[dict[str, Any]], None], save: Callable[[], None], stop: Callable[[], bool]) -> bool:
         """Train from `self.step` to the end; True when it got there, False when `stop()` ended it.
@@ -265,14 +260,11 @@ class Trainer:
         return bool(self.accelerator.reduce(wish, reduction="sum").item())
 
 
+def everyones(accelerator: Accelerator, of_views: Tensor) -> Tensor:
+    """[V, B, ...] of this rank -> [V, R x B, ...] of all ranks in their order."""
+    return accelerator.gather(of_views.transpose(0, 1).contiguous()).transpose(0, 1)
+
+
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Torch's seed at one step on one rank: reseeding at each step leaves no generator state to save."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
-
-
-def set_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
-    """Hand this step's learning rate and weight decay to the optimiser."""
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0 if group["in_backbone"] and rates.backbone_frozen else rates.lr
-        if group["decays"]:
-            group["weight_decay"] = rates.weight_decay

@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from data_shards.stream import ShardSet, Stream
 from pretrain.__main__ import read_command_line
 from pretrain.batches import view_batches
-from pretrain.trainer import Trainer, rates_at, step_seed
+from pretrain.rates import rates_at
+from pretrain.trainer import Trainer, step_seed
 
 shards, out = sys.argv[1:]
 config, _ = read_command_line(["--recipe", "smoke", "--data.shards", shards])

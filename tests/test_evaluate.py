@@ -9,7 +9,7 @@ from scipy.spatial.distance import cdist
 
 from pretrain.backbones import build_backbone
 from pretrain.batchnorm import calibrate_batchnorm
-from pretrain.config import Config, ConfigError, DataConfig, parsed_shards
+from pretrain.config import Config, ConfigError, DataConfig
 from pretrain.evaluate import (
     balanced_accuracy,
     embed,
@@ -21,6 +21,7 @@ from pretrain.evaluate import (
     unit,
 )
 from pretrain.precision import resolve_precision
+from pretrain.shards import parsed_shards
 
 
 def test_nearest_neighbours_are_those_of_scipy_by_cosine():

@@ -19,7 +19,8 @@ from pretrain.checkpoint import CheckpointError
 from pretrain.combined import save_combined
 from pretrain.config import Config, ConfigError, DataConfig, MethodConfig, OptimConfig
 from pretrain.initial import read_initial, start_from
-from pretrain.trainer import Trainer, build_networks, rates_at
+from pretrain.rates import rates_at
+from pretrain.trainer import Trainer, build_networks
 
 TINY = "test_resnet"  # of timm's own test models
 

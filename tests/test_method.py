@@ -16,9 +16,10 @@ from pretrain.config import Config, MethodConfig, OptimConfig
 from pretrain.heads import proj_head
 from pretrain.loss import centered_targets, dino_loss, entropy, koleo_loss, sinkhorn_targets, updated_center
 from pretrain.monitors import ROWS, feature_monitors, feature_std, rankme, step_monitors
+from pretrain.rates import rates_at
 from pretrain.schedules import cosine, ramp, warmup_cosine
 from pretrain.student_teacher import Network, ema_update, parameter_groups, teacher_of
-from pretrain.trainer import rates_at, step_seed
+from pretrain.trainer import step_seed
 
 
 def softmax64(x: np.ndarray) -> np.ndarray:

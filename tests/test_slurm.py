@@ -11,7 +11,7 @@ from processes import LAUNCHED, LAUNCHED_1, ROOT, logged, smoke
 from slurm_here import slurm
 
 from launch.__main__ import main
-from launch.slurm import SlurmConfig, script
+from launch.slurm import SlurmConfig, script, seconds
 
 
 def written(tmp_path: Path, *arguments: object) -> str:
@@ -42,8 +42,16 @@ def test_the_script_asks_for_one_task_a_node_and_carries_the_runs_own_options(tm
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--time", "soon"], "--time is 'soon'; write it as Slurm does"),
-        (["--nodes", "0"], "--nodes is 0; give 1 or more"),
+        (["--time", "soon"], "--time is 'soon'; write minutes, H:MM:SS"),
+        (["--time", "24:00"], "--time is '24:00'; write minutes, H:MM:SS"),  # to Slurm these are minutes
+        (["--time", "6", "--grace", "300"], "leaves 60 s a try"),
+        (["--nodes", "0"], "--nodes is 0; give from 1 to"),
+        (["--grace", "100000", "--time", "7-0"], "--grace is 100000; give from 1 to 65535"),
+        (["--port", "65530", "--seeds", *"0123456"], "each of 7 seeds takes the next"),
+        (["--seeds", "0", "0"], "--seeds are to be different numbers"),
+        (["--seeds", "4294967296"], "--seeds are to be different numbers"),
+        (["--memory", "lots"], "--memory is 'lots'; write it as Slurm does"),
+        (["--setup", "if true"], "--setup is no command that bash can read"),
         (["--resume", "never"], "must continue its run"),
         (["--recipe", "none"], "there is no recipe 'none'"),
     ],
@@ -60,8 +68,15 @@ def test_values_that_would_change_the_script_are_refused():
     for wrong in ({"name": "a\nrm"}, {"partition": "x;y"}):
         with pytest.raises(ValueError, match="letters, digits"):
             script(SlurmConfig(**wrong), [], "/runs/r", "/code")
-    with pytest.raises(ValueError, match="no blanks"):
-        script(SlurmConfig(), [], "/runs/my run", "/code")
+    for out, code, said in (("/runs/my run", "/code", "give another --out"), ("/r", "/my code", "move the repository")):
+        with pytest.raises(ValueError, match=said):
+            script(SlurmConfig(), [], out, code)
+
+
+def test_time_limits_are_read_as_slurm_reads_them():
+    read = {"3": 180, "0:10:05": 605, "24:00:00": 86400, "1-0": 86400, "2-01:30": 178200, "1-00:00:01": 86401}
+    assert {text: seconds(text) for text in read} == read
+    assert [seconds(text) for text in ("", "10:30", "1-", "x", "1:2:3")] == [None] * 5
 
 
 @pytest.mark.slow

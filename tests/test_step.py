@@ -12,8 +12,9 @@ from accelerate import Accelerator
 from augment.config import ViewConfig
 from pretrain.config import Config, DataConfig, MethodConfig, OptimConfig
 from pretrain.heads import proj_head
+from pretrain.rates import rates_at
 from pretrain.student_teacher import Network, teacher_of
-from pretrain.trainer import Trainer, rates_at
+from pretrain.trainer import Trainer
 
 STEPS, BATCH, K = 8, 12, 10
 
@@ -37,7 +38,7 @@ class TinyBackbone(torch.nn.Module):
         return self.m(x).mean((2, 3))
 
 
-def configuration(centering: str, head_pass: str) -> Config:
+def configuration(centering: str, head_pass: str, micro_batches: int = 1) -> Config:
     return Config(
         steps=STEPS,
         data=DataConfig(batch_size=BATCH),
@@ -52,7 +53,9 @@ def configuration(centering: str, head_pass: str) -> Config:
             ema_start=0.9,
             freeze_last_layer=0.3,
         ),
-        optim=OptimConfig(lr=1e-2, warmup=0.25, weight_decay=0.04, weight_decay_end=0.4, clip=0.3),
+        optim=OptimConfig(
+            lr=1e-2, warmup=0.25, weight_decay=0.04, weight_decay_end=0.4, clip=0.3, micro_batches=micro_batches
+        ),
     )
 
 
@@ -75,7 +78,7 @@ class Reference:
 
     def __init__(self, student: Network, config: Config) -> None:
         self.config = config
-        self.student = copy.deepcopy(student).double().train()
+        self.student = copy.deepcopy(student).double()
         self.teacher = copy.deepcopy(self.student)
         self.center = torch.zeros(K, dtype=torch.float64)
         self.moments: dict[str, tuple[torch.Tensor, torch.Tensor, int]] = {}
@@ -162,13 +165,19 @@ def trainer_of(config: Config, monkeypatch) -> Trainer:
     return trainer
 
 
+@pytest.mark.parametrize("micro_batches", [1, 3])
 @pytest.mark.parametrize("head_pass", ["per_size", "joint"])
 @pytest.mark.parametrize("centering", ["sinkhorn", "mean"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])
-def test_every_step_is_the_formulas(dtype, tolerance, centering, head_pass, monkeypatch):
-    """In float64 nothing but a wrong formula can differ; in float32, as runs compute, rounding of eight steps may."""
-    config = configuration(centering, head_pass)
+def test_every_step_is_the_formulas(dtype, tolerance, centering, head_pass, micro_batches, monkeypatch):
+    """In float64 nothing but a wrong formula can differ; in float32, as runs compute, rounding of eight steps may.
+
+    A batch in pieces is the whole batch where no BatchNorm sees the pieces: here it has its running statistics.
+    """
+    config = configuration(centering, head_pass, micro_batches)
     trainer = trainer_of(config, monkeypatch)
+    for network in (trainer.student, trainer.teacher):
+        network.train(micro_batches == 1)
     reference = Reference(trainer.student, config)
     if dtype == torch.float64:
         monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # the step asks for float32 by this name
