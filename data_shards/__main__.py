@@ -7,7 +7,7 @@ from pathlib import Path
 from data_shards import describe as describing
 from data_shards import preview as previewing
 from data_shards import verify as verifying
-from data_shards.errors import PackError, ShardError
+from data_shards.errors import PackError, ShardError, printable
 from data_shards.ids import default_key_file, locate, table_beside
 from data_shards.pack import PackConfig, pack
 from data_shards.page import write_page
@@ -100,9 +100,7 @@ def locate_command(argv: Sequence[str]) -> None:
     parser.add_argument("--key", type=str | None, default=None, help="key file of that pack; default: the user's own")
     given = read(parser, argv)
     for kind, path in locate(table_beside(Path(given.key) if given.key else default_key_file()), given.id):
-        # A name may be no text, or steer a terminal.
-        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)
-        print(f"{kind}\t{shown}")
+        print(f"{kind}\t{printable(path)}")
 
 
 def phantom_command(argv: Sequence[str]) -> None:

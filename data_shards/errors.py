@@ -1,4 +1,4 @@
-"""What this room raises on a user's mistake or damaged data."""
+"""What this room raises on a user's mistake or damaged data, and how it says a name."""
 
 
 class ShardError(ValueError):
@@ -15,3 +15,8 @@ class PackError(ValueError):
 
 class MemberError(ValueError):
     """A member of a source that cannot be read. The message is a reason for the ledger and holds no name."""
+
+
+def printable(text: str) -> str:
+    """A text with escapes for what a terminal cannot show or would obey: a name may be no text, or steer it."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

@@ -19,10 +19,10 @@ _ORIENTATION = 0x0112
 SIDEWAYS = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
 _PNG_GRAY = 0
-_DEEP_PPM = re.compile(
-    rb"P[36](?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+(?:\d{4,5}|[3-9]\d\d|2[6-9]\d|25[6-9])\s"
-)
-_PGM = re.compile(rb"P[25](?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+(\d{1,5})\s")
+_GAP = rb"(?:\s|#[^\n]*\n)+"  # one way to read each: two would be tried in all combinations
+_SIZE = _GAP + rb"\d+" + _GAP + rb"\d+" + _GAP
+_DEEP_PPM = re.compile(rb"P[36]" + _SIZE + rb"(?:\d{4,5}|[3-9]\d\d|2[6-9]\d|25[6-9])\s")
+_PGM = re.compile(rb"P[25]" + _SIZE + rb"(\d{1,5})\s")
 
 
 def frames(raw: bytes) -> Iterator[Radiograph | RadiographError]:

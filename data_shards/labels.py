@@ -51,7 +51,10 @@ RESERVED = frozenset(
 """Fields of a sample that no label may overwrite."""
 
 _FDI = re.compile(r"(?<!\d)([1-4][1-8]|[5-8][1-5])(?!\d)")
-_NUMBERED = re.compile(r"(?:tooth|teeth|fdi|class|t)?[\s_.#:-]*(\d+)", re.IGNORECASE)
+_NUMBER = re.compile(r"(\d+)(?:\.0+)?")  # a column of numbers that lacks one is of floats
+_GRADED = re.compile(
+    r"grade|stage|degree|level|score|icdas|pai|severity|%|[0-9][.,][1-9]|\b(?:[DE]|K0)\d", re.IGNORECASE
+)
 _TOOTH_COLUMNS = ("fdi", "tooth", "class", "label")
 """Columns that may hold a tooth's number, in the order of trust."""
 _LONGEST = 64  # a label is a category; anything longer is prose
@@ -70,8 +73,8 @@ def tooth_labels(fdi: int) -> dict[str, str | int]:
 
 
 def tooth_in(text: str) -> int | None:
-    """The one FDI number in a text such as `11`, `tooth_36`, `FDI 48` or `55` (a primary tooth); else None."""
-    found = set(_FDI.findall(text))
+    """The one FDI number in a text such as `11`, `tooth_36`, `FDI 48` or `55` (a primary tooth); of a grade, None."""
+    found = set() if _GRADED.search(text) else set(_FDI.findall(text))
     return int(found.pop()) if len(found) == 1 else None
 
 
@@ -113,12 +116,16 @@ class LabelList:
         """Names of all labels in the list."""
         return {column for key in self._kept for column, _ in key}
 
-    def name_teeth(self) -> None:
-        """Add to all what their texts say of teeth, once everything in the list has been seen."""
+    def name_teeth(self, vouched: Collection[str]) -> None:
+        """Add to all what their texts say of teeth, once everything in the list has been seen.
+
+        Only texts that may stay say anything: of a date, the month would be a tooth.
+        """
         kept = list(self._kept.values())
         columns = [c for c in _TOOTH_COLUMNS if c == "fdi" or _counts_teeth(c, kept, self._listed)]
         for labels in kept:
-            teeth = (tooth_in(v) for c in columns if isinstance(v := labels.get(c, 0), str))
+            texts = ((c, v) for c in columns if isinstance(v := labels.get(c), str))
+            teeth = (tooth_in(v) for c, v in texts if c in vouched or is_dental(v))
             tooth = next((t for t in teeth if t is not None), None)
             labels.pop("fdi", None)  # it stays only as the number of a permanent tooth
             labels.update(tooth_labels(tooth) if tooth else {})
@@ -145,10 +152,11 @@ class LabelList:
 
 
 def _counts_teeth(column: str, kept: Iterable[Mapping[str, str | int]], listed: Iterable[str]) -> bool:
-    """Whether numbers in a column are FDI numbers: all that stand alone, or behind `tooth`, are teeth of ISO 3950.
+    """Whether numbers in a column are FDI numbers: the one number of each text, unless it is a grade, is a tooth's.
 
     Else a list that counts to 32 would have its 11 taken for an incisor.
     """
     texts = {v for labels in kept if isinstance(v := labels.get(column), str)}
-    numbers = [m[1] for text in (*texts, *listed) if (m := _NUMBERED.fullmatch(text.strip()))]
+    found = [_NUMBER.findall(text) for text in (*texts, *listed) if not _GRADED.search(text)]
+    numbers = [each[0] for each in found if len(each) == 1]
     return all(_FDI.fullmatch(number) or int(number) == 0 for number in numbers)  # 0: background

@@ -23,6 +23,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise bad_manifest(folder / MANIFEST) from None
 
 
+def is_pack(folder: Path) -> bool:
+    """Whether a folder holds shards that `pack` made."""
+    try:
+        return (folder / INDEX).is_file() and bool(read_manifest(folder))
+    except ShardError:
+        return False
+
+
 def sealed(manifest: dict[str, Any]) -> bytes:
     """The manifest as the file's bytes: JSON, its last field `sha256` that of the JSON without it.
 

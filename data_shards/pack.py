@@ -14,7 +14,7 @@ from typing import Any
 from data_shards.boxes import BoxPlan
 from data_shards.config import PackConfig, check, conversion, recorded, within
 from data_shards.convert import Converted, Job, convert
-from data_shards.errors import MemberError
+from data_shards.errors import MemberError, printable
 from data_shards.given import given_annotations
 from data_shards.groups import read_earlier
 from data_shards.ids import Key, load_key, remember
@@ -43,7 +43,7 @@ def pack(config: PackConfig) -> dict[str, Any]:
     converted, and the same pack continues from there.
     """
     out = Path(config.out)
-    say: Callable[[str], None] = (lambda line: None) if config.quiet else print
+    say: Callable[[str], None] = (lambda line: None) if config.quiet else lambda line: print(printable(line))
     if (out / MANIFEST).exists() and was_finishing(out):
         say(f"{out} is finished: an earlier pack was killed in its last moment, and nothing is packed now")
         return read_manifest(out)
@@ -61,7 +61,7 @@ def pack(config: PackConfig) -> dict[str, Any]:
     if plan.whole:
         say("warning: whole images are taken as crops; text burnt into their borders would enter the shards")
     if plan.dropped_columns:
-        columns = [c if c.isprintable() else ascii(c) for c in plan.dropped_columns if c not in RESERVED]
+        columns = [column for column in plan.dropped_columns if column not in RESERVED]
         ours = [column for column in plan.dropped_columns if column in RESERVED]
         if columns:
             say(f"columns left out, as they may hold names: {', '.join(columns)} (keep one with --labels)")

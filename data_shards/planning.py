@@ -82,8 +82,8 @@ def _whole(images: Sequence[Entry], why: str, classes: bool, key: Key, ledgers: 
     if classes:
         plan.format, plan.boxless = "folders", CLASSLESS
         plan.why += f", its folder its class, {len(names)} classes"
-    names.name_teeth()
-    plan.settle(names, ["class"])  # folders were asked for by --boxes
+    names.name_teeth(["class"])  # folders were asked for by --boxes
+    plan.settle(names, ["class"])
     return plan
 
 
@@ -192,7 +192,7 @@ def _enter(
         if annotation.lists is not None:
             plan.files.setdefault(annotation.lists.file, []).extend(ids)
     for names in lists.values():
-        names.name_teeth()
+        names.name_teeth(vouched)
         plan.settle(names, vouched)
 
 

@@ -78,6 +78,14 @@ def class_names(text: Text) -> dict[int, str]:
     return _class_names(text.suffix, text.entry.path.name.lower(), text.text)
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without merged mappings: nine of nine in each other, a few hundred bytes, are more than the memory."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise yaml.YAMLError("mappings are not merged here")
+
+
 @lru_cache(maxsize=8)
 def _class_names(suffix: str, name: str, text: str) -> dict[int, str]:
     if suffix == ".names" or name in ("classes.txt", "labels.txt"):
@@ -85,7 +93,7 @@ def _class_names(suffix: str, name: str, text: str) -> dict[int, str]:
     if suffix not in (".yaml", ".yml") or len(text) > 1 << 20:
         return {}
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _PlainLoader)
     except (yaml.YAMLError, RecursionError, ValueError):
         return {}
     names = content.get("names") if isinstance(content, dict) else None

@@ -6,8 +6,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
@@ -16,12 +18,15 @@ from launch import checks
 from launch.cli import fail, new_parser, one_line, read, run
 from launch.slurm import SlurmConfig, script
 from pretrain.__main__ import MISTAKES, read_command_line
+from pretrain.backbones import build_backbone
 from pretrain.config import Config, ConfigError
+from pretrain.shards import NO_SHARDS, open_sets, parsed_shards, shard_cache
 from pretrain.started import mistake_at_start
-from pretrain.trial import Trial, trial
+from pretrain.trial import trial
 from pretrain.watchdog import PEER_LOST, Watchdog
 
 PROG = "python -m launch"
+T = TypeVar("T")
 PATIENCE = 120.0  # seconds without progress that the doctor waits: its steps are few, and somebody watches
 
 
@@ -38,17 +43,21 @@ def slurm_command(argv: Sequence[str]) -> None:
     config, resume = read_command_line(runs)  # a mistake is told now, not when the job starts
     if resume != "auto":
         fail("--resume is given: a job that is requeued must continue its run, so leave it out")
-    out = str(Path(config.out).absolute())
+    out, slurm = str(Path(config.out).absolute()), SlurmConfig(**given)
     try:
-        text = script(SlurmConfig(**given), _without(runs, "--out"), out, str(Path(__file__).parent.parent))
+        text = script(slurm, _without(runs, "--out"), out, str(Path(__file__).parent.parent), str(Path.cwd()))
+        _check_run(config, slurm)
     except ValueError as error:
         fail(error)
     if bash := shutil.which("bash"):
         read_by_bash = subprocess.run([bash, "-n"], input=text, capture_output=True, text=True, check=False)
         if read_by_bash.returncode:
             fail(f"--setup is no command that bash can read: {one_line(read_by_bash.stderr)}")
-    path.write_text(text)
-    Path(f"{out}.slurm").mkdir(parents=True, exist_ok=True)  # Slurm makes no folder for its logs
+    try:
+        Path(f"{out}.slurm").mkdir(parents=True, exist_ok=True)  # Slurm makes no folder for its logs
+        path.write_text(text)
+    except OSError as error:
+        fail(f"cannot write {error.filename} ({error.strerror}): give another --script or --out")
     print(f"wrote {path}; logs will be in {out}.slurm")
     if not submit:
         print(f"submit it with: sbatch {path}")
@@ -59,6 +68,19 @@ def slurm_command(argv: Sequence[str]) -> None:
     if done.returncode:
         fail(f"sbatch refused {path}: {done.stderr.strip()}")
     print(done.stdout.strip())
+
+
+def _check_run(config: Config, slurm: SlurmConfig) -> None:
+    """Raise ValueError for what would end the job at its start, hours later; say what only the nodes can know."""
+    for seed in slurm.seeds or [config.seed]:
+        replace(config, seed=seed).check(slurm.nodes * slurm.processes)
+    build_backbone(config.backbone)
+    paths, _ = parsed_shards(config.data.shards)
+    if not paths and not config.data.phantom_patients:
+        raise ConfigError(NO_SHARDS)
+    for path in [*paths, *config.eval.shards, *([config.init] if config.init else [])]:
+        if "://" not in path and not Path(path).exists():
+            print(f"note: there is no {Path(path).absolute()} on this machine; the nodes must have it")
 
 
 def _split(argv: Sequence[str], own: set[str]) -> tuple[list[str], list[str]]:
@@ -109,10 +131,10 @@ def doctor_command(argv: Sequence[str]) -> None:
 
 def examined(config: Config, state: PartialState, watchdog: Watchdog) -> list[checks.Row]:
     """Every check on all processes; the rows as the main process sees them, the same on all."""
-    beside = Path(config.out).absolute().parent
+    parents = Path(config.out).absolute().parents
+    beside = next(parent for parent in parents if parent.is_dir())  # nothing is left behind
     scratch = None
     if state.is_main_process:
-        beside.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.mkdtemp(prefix=".doctor-", dir=beside)
     folder = Path(checks.gathered(scratch)[0])
     try:
@@ -124,8 +146,12 @@ def examined(config: Config, state: PartialState, watchdog: Watchdog) -> list[ch
         ]
         if rows[-1].advice:  # nothing that follows could be trusted, nor run
             return rows
-        found = trial(config, state, watchdog, folder)
-        trials: list[Trial] = checks.gathered(found)
+        free = shutil.disk_usage(beside).free  # before the trial's own files
+        _, failed = _on_all("data", lambda: open_sets(config, shard_cache(config.data)))
+        if not failed:
+            trials, failed = _on_all("ten steps", lambda: trial(config, state, watchdog, folder))
+        if failed:
+            return [*rows, failed]
         main = trials[0]
         slowest = max(t.step_seconds for t in trials)
         seconds = checks.all_reduce_seconds(main.parameters, state.device)
@@ -135,14 +161,31 @@ def examined(config: Config, state: PartialState, watchdog: Watchdog) -> list[ch
         return [
             *rows,
             checks.network_row(seconds, main.parameters, slowest),
-            checks.disk_row(beside, main.disk_bytes(config)),
+            checks.disk_row(free, main.disk_bytes(config)),
             checks.data_row(main.crops, min(t.reader_rate for t in trials), main.rate, max(t.waited for t in trials)),
             checks.Row("ten steps", told),
         ]
     finally:
-        checks.gathered(None)  # nobody reads there any more
         if state.is_main_process:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _on_all(check: str, work: Callable[[], T]) -> tuple[list[T], checks.Row | None]:
+    """What `work` returns on every process, and a failing row where it is a mistake on some of them.
+
+    Such a mistake comes before all that processes do together, or on the main process after it.
+    """
+    made, mistake = None, ""
+    try:
+        made = work()
+    except (*MISTAKES, OSError) as error:
+        mistake = one_line(error)
+    outcomes = checks.gathered((made, mistake))
+    failed = {rank: said for rank, (_, said) in enumerate(outcomes) if said}
+    if not failed:
+        return [value for value, _ in outcomes], None
+    ranks = "" if len(failed) == len(outcomes) else f" on rank {', '.join(map(str, failed))}"
+    return [], checks.Row(check, f"cannot be{ranks}", next(iter(failed.values())))
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"doctor": doctor_command, "slurm": slurm_command}

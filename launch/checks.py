@@ -1,9 +1,10 @@
 """What a long run needs of its machines, tried in seconds: each check is one row with advice where it fails."""
 
+import contextlib
+import errno
 import importlib.metadata
 import os
 import platform
-import shutil
 import time
 import uuid
 from collections.abc import Sequence
@@ -37,14 +38,17 @@ def gathered(value: Any) -> list[Any]:
 def versions() -> dict[str, str]:
     """What must agree between nodes."""
     found = {"python": platform.python_version(), "CUDA": str(torch.version.cuda)}
-    return found | {name: importlib.metadata.version(name) for name in LIBRARIES}
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def versions_row(of_ranks: Sequence[dict[str, str]]) -> Row:
     """Versions of all ranks compared."""
     differing = [
         f"{name} {', '.join(sorted({v.get(name, 'missing') for v in of_ranks}))}"
-        for name in of_ranks[0]
+        for name in {name: None for v in of_ranks for name in v}
         if len({v.get(name) for v in of_ranks}) > 1
     ]
     if differing:
@@ -102,34 +106,34 @@ def storage_row(folder: Path, rank: int) -> Row:
     """Whether what one process writes and syncs in `folder` is what all others read, at once."""
     token = gathered(uuid.uuid4().hex)[0]
     mine = folder / f"rank-{rank}"
-    trouble = ""
+    trouble, remedy = "", ""
     try:
         with mine.open("w") as file:
             file.write(token)
             file.flush()
             os.fsync(file.fileno())
+    except FileNotFoundError:
+        pass  # the main process made it, so this one sees another disk
     except OSError as error:
-        trouble = str(error.strerror)
-    troubles = gathered(trouble)  # all have written
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        trouble, remedy = str(error.strerror), "make room there" if full else "check its rights"
+    troubles = gathered((trouble, remedy))  # all have written
     seen = [
         (folder / f"rank-{other}").exists() and (folder / f"rank-{other}").read_text() == token
         for other in range(len(troubles))
     ]
     blind = [r for r, ok in enumerate(gathered(all(seen))) if not ok]
-    if any(troubles):
-        return Row(
-            "shared storage", f"cannot write beside OUT: {'; '.join(filter(None, troubles))}", "check its rights"
-        )
+    if said := {trouble: remedy for trouble, remedy in troubles if trouble}:
+        return Row("shared storage", f"cannot write beside OUT: {'; '.join(said)}", "; ".join({*said.values()}))
     if blind:
         named = ", ".join(map(str, blind))
         return Row("shared storage", f"rank {named} does not see what others write", "put OUT where every node sees it")
     return Row("shared storage", f"written, synced and read back by {len(troubles)} process(es)")
 
 
-def disk_row(folder: Path, needed: int) -> Row:
-    """Free bytes where OUT will be, beside what the run keeps."""
-    free = shutil.disk_usage(folder).free
-    found = f"{free / 1e9:.1f} GB free, the run keeps {needed / 1e9:.1f} GB"
+def disk_row(free: int, needed: int) -> Row:
+    """Free bytes where OUT will be, beside those that the run keeps."""
+    found = f"{free / 1e9:.3g} GB free, the run keeps {needed / 1e9:.2g} GB"
     return Row("disk", found, "make room, lower --keep, or raise --milestone_every" if free < 1.2 * needed else "")
 
 

@@ -42,14 +42,14 @@ SHORTEST = 120
 """Seconds that a try must have before it is asked to stop: to import torch on a slow disk, and to make a step."""
 
 
-def script(config: SlurmConfig, run: list[str], out: str, folder: str) -> str:
-    """The sbatch script that runs `pretrain.py` with the options `run` and `--out OUT` from `folder`.
+def script(config: SlurmConfig, run: list[str], out: str, code: str, folder: str) -> str:
+    """The sbatch script that runs the `pretrain.py` in `code` with the options `run` and `--out OUT` from `folder`.
 
     One task a node runs `accelerate launch`; Slurm signals the batch shell (`--signal=B:USR1@s`, sbatch(1)), which puts
     OUT/stop there, waits for the run to save, and requeues the job (scontrol(1)) unless the run is finished or failed.
     Raises ValueError for values that would not stand in a script.
     """
-    _check(config, out, folder)
+    _check(config, out, code, folder)
     logs = f"{out}.slurm"  # beside the run folder, which takes no strangers
     array = f"#SBATCH --array=0-{len(config.seeds) - 1}\n" if config.seeds else ""
     gpus = f"#SBATCH --gpus-per-node={config.processes}\n" if config.gpus else ""
@@ -89,10 +89,11 @@ leaving=
 trap 'leaving=yes' USR1
 
 echo "$(date -Is) job $SLURM_JOB_ID, try $((${{SLURM_RESTART_COUNT:-0}} + 1)), on $SLURM_JOB_NODELIST"
-srun --export=ALL --kill-on-bad-exit=1 --cpus-per-task={cores} bash -c 'exec accelerate launch --config_file launch/{file}.yaml \\
+srun --export=ALL --kill-on-bad-exit=1 --cpus-per-task={cores} \\
+    bash -c 'exec accelerate launch --config_file {code}/launch/{file}.yaml \\
     --num_machines {config.nodes} --num_processes {config.nodes * config.processes} \\
     --machine_rank "$SLURM_PROCID" --main_process_ip "$first" --main_process_port "$port" \\
-    pretrain.py "$@"' \\
+    {code}/pretrain.py "$@"' \\
     pretrain {shlex.join(run)} --out "$out" "$@" &
 run=$!
 wait "$run"; code=$?  # a signal ends `wait`, not the run
@@ -121,7 +122,7 @@ def seconds(time: str) -> int | None:
     return ((days * 24 + hours + clock[0]) * 60 + minutes + clock[1] + clock[3]) * 60 + rest + clock[2]
 
 
-def _check(config: SlurmConfig, out: str, folder: str) -> None:
+def _check(config: SlurmConfig, out: str, code: str, folder: str) -> None:
     for name, most in {"nodes": 10**6, "processes": 1024, "cpus": 4096, "grace": 65535, "port": 65535}.items():
         if not 1 <= getattr(config, name) <= most:
             raise ValueError(f"--{name} is {getattr(config, name)}; give from 1 to {most}")
@@ -142,6 +143,6 @@ def _check(config: SlurmConfig, out: str, folder: str) -> None:
         value = getattr(config, name)
         if value is not None and not re.fullmatch(r"[\w.,@+-]+", value):
             raise ValueError(f"--{name} is '{value}'; letters, digits and . , @ + - are taken")
-    for path, remedy in ((out, "give another --out"), (folder, "move the repository")):
+    for path, remedy in ((out, "give another --out"), (code, "move the repository"), (folder, "go to another folder")):
         if not re.fullmatch(r"[\w./@+-]+", path):
             raise ValueError(f"sbatch takes letters, digits and . / @ + - in a path, not '{path}': {remedy}")

@@ -168,11 +168,13 @@ def _with_views(argv: list[str]) -> list[str]:
 
 
 def _value_of(option: str, argv: list[str]) -> str | None:
+    """The last one, as for every other option."""
+    found = None
     for i, argument in enumerate(argv):
         name, equals, value = argument.partition("=")
         if name == option:
-            return value if equals else next(iter(argv[i + 1 :]), None)
-    return None
+            found = value if equals else next(iter(argv[i + 1 :]), None)
+    return found
 
 
 if __name__ == "__main__":

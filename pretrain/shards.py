@@ -12,6 +12,10 @@ from data_shards.stream import ShardSet
 from pretrain.config import Config, ConfigError, DataConfig
 
 PHANTOM_KEY = b"phantom radiographs identify nobody"  # a fixed key, so that a seed gives the same shards everywhere
+NO_SHARDS = (
+    "no shards given: --data.shards PATH ..., made with `python -m data_shards pack` "
+    "(or --data.phantom_patients 300 for phantoms)"
+)
 
 
 def shard_cache(data: DataConfig) -> ShardCache:
@@ -59,10 +63,7 @@ def phantom_shards(config: Config, folder: Path, say: Callable[[str], None]) -> 
     """Render phantom radiographs into `folder` and pack them as any archive, once; the shard folder."""
     data = config.data
     if not data.phantom_patients:
-        raise ConfigError(
-            "no shards given: --data.shards PATH ..., made with `python -m data_shards pack` "
-            "(or --data.phantom_patients 300 for phantoms)"
-        )
+        raise ConfigError(NO_SHARDS)
     name = f"seed-{config.seed}-{data.phantom_patients}x{data.phantom_views}-{data.phantom_holdout:g}"
     shards = folder / name
     if (shards / "manifest.json").exists():

@@ -30,6 +30,7 @@ from data_shards.planning import plan_boxes
 from data_shards.preview import preview
 from data_shards.shard_set import ShardSet
 from data_shards.sources import Source
+from data_shards.yolo import _class_names
 
 KEY = Key(b"a public key for tests", None)
 WIDTH, HEIGHT = 200, 120
@@ -769,3 +770,11 @@ def test_tables_as_spreadsheets_write_them(tmp_path, form):
     assert packed(source, tmp_path / "out")["settings"]["boxes"] == "csv"
     found = {meta["fdi"]: meta["box"] for meta, *_ in samples_of(tmp_path / "out")}
     assert found == {11: [20.5, 10.5, 60.5, 50.5], 36: [100.5, 30.5, 150.5, 110.5]}
+
+
+def test_a_list_of_classes_does_not_multiply(tmp_path):
+    """PyYAML before 6.0.4 merged nine mappings of nine of nine ... until the memory was full."""
+    lines = ["names: ['11', '36', '48']", "l0: &l0 {a: 1}"]
+    lines += [f"l{n}: &l{n} {{<<: [{', '.join([f'*l{n - 1}'] * 9)}]}}" for n in range(1, 13)]
+    assert _class_names(".yaml", "data.yaml", "\n".join(lines)) == {}
+    assert _class_names(".yaml", "data.yaml", lines[0]) == {0: "11", 1: "36", 2: "48"}

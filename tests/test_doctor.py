@@ -1,5 +1,6 @@
 """`python -m launch doctor`: its table on runs that start, and each check where something is amiss."""
 
+import errno
 import json
 import re
 
@@ -18,11 +19,14 @@ def test_every_failing_row_says_what_to_do(tmp_path):
     failing = [
         checks.versions_row([node, node | {"torch": "2.13"}]),
         checks.network_row(seconds=0.4, numbers=10**7, step_seconds=0.5),
-        checks.disk_row(tmp_path, needed=10**18),
+        checks.disk_row(free=10**9, needed=10**9),
         checks.data_row(crops=100, alone=50, eaten=50, waited=0.4),
         checks.storage_row(tmp_path / "absent", rank=0),
     ]
     assert all(row.advice for row in failing)
+    assert failing[-1].advice == "put OUT where every node sees it"
+    assert checks.versions_row([node, {"python": "3.11"}]).found == "torch 2.14, missing"
+    assert checks.versions_row([{"python": "3.11"}, node]).found == "torch 2.14, missing"
     shown = checks.table(failing)
     assert shown.count("FAIL") == len(failing)
     assert shown.count("->") == len(failing)
@@ -30,7 +34,7 @@ def test_every_failing_row_says_what_to_do(tmp_path):
         checks.versions_row([node, node]),
         checks.network_row(0.01, 10**7, 0.5),
         checks.network_row(0.0, 10**7, 0.5),
-        checks.disk_row(tmp_path, 1),
+        checks.disk_row(130_000_000, 10**8),
         checks.data_row(100, 500, 50, 0.01),
         checks.storage_row(tmp_path, 0),
         checks.devices_row(torch.device("cpu"), 1),
@@ -45,7 +49,25 @@ def test_two_processes_are_examined_and_nothing_is_left(shards, tmp_path):
     for row in ("2 x cpu on 1 node(s)", "backend gloo", "read back by 2 process(es)", "MB of gradients summed in"):
         assert row in printed
     assert "FAIL" not in printed
-    assert not list((tmp_path / "runs").iterdir())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_full_disk_is_no_matter_of_rights(tmp_path, monkeypatch):
+    monkeypatch.setattr("pathlib.Path.open", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "no space")))
+    row = checks.storage_row(tmp_path, rank=0)
+    assert (row.found, row.advice) == ("cannot write beside OUT: no space", "make room there")
+
+
+@pytest.mark.slow
+def test_what_cannot_be_is_a_row_below_those_before_it(shards, tmp_path):
+    """A mistake on all processes, and one that only the main one meets: a file is in the way of its scratch weights."""
+    out = ["--recipe", "smoke", "--out", tmp_path / "r"]
+    table = run("doctor", *out, "--data.shards", tmp_path / "none", command=DOCTOR, code=1)
+    assert "ok    shared storage" in table
+    assert re.search(rf"FAIL  data +cannot be\n +-> no shards at {tmp_path / 'none'}", table)
+    narrow = ["--data.shards", shards, "--views.local_size", "[8,8]"]
+    table = run("doctor", *out, *narrow, command=DOCTOR, code=1)
+    assert re.search(r"FAIL  ten steps +cannot be\n +-> backbone '.*' cannot take views of 8x8 px", table)
 
 
 @pytest.mark.slow

@@ -636,8 +636,28 @@ def test_fdi_numbers():
     assert tooth_labels(34) == {"fdi": 34, "tooth_type": "premolar", "position": 44}
     names = LabelList()
     labels = names.of({"fdi": "99", "finding": "caries"})
-    names.name_teeth()
+    names.name_teeth([])
     assert labels == {"finding": "caries"}
+
+
+@pytest.mark.parametrize(
+    ("texts", "fdi"),
+    [
+        (["11", "36", "48"], [11, 36, 48]),
+        (["11.0", "36.0"], [11, 36]),  # of a column that lacks a number
+        ([f"{n}.0" for n in range(1, 33)], [None] * 32),
+        (["molar 17", "molar 19"], [None, None]),
+        (["Tooth No 11", "Tooth No 29"], [None, None]),
+        (["11-caries", "30-caries"], [None, None]),
+        (["t11", "caries grade 3", "caries D2", "PAI 5", "35%", "background 0"], [11, *[None] * 5]),
+        (["2019-11-30", "1962/07/23 visit", "Doe^Jane 36"], [None] * 3),  # no teeth, and they stay behind
+    ],
+)
+def test_numbers_that_are_fdi_numbers(texts, fdi):
+    names = LabelList()
+    labels = [names.of({"tooth": text}) for text in texts]
+    names.name_teeth([])
+    assert [each.get("fdi") for each in labels] == fdi
 
 
 def test_an_output_that_exists_is_left_alone(tmp_path):

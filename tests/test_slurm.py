@@ -23,7 +23,9 @@ def written(tmp_path: Path, *arguments: object) -> str:
 
 def test_the_script_asks_for_one_task_a_node_and_carries_the_runs_own_options(tmp_path, capsys):
     options = ["--nodes", 4, "--processes", 8, "--partition", "gpu", "--seeds", 0, 3, "--recipe", "smoke"]
-    text = written(tmp_path, *options, "--data.shards", "a b", "c", "--out", tmp_path / "runs" / "v")
+    text = written(
+        tmp_path, *options, "--data.shards", "a b", "c", "--data.batch_size", 64, "--out", tmp_path / "runs" / "v"
+    )
     asked = dict(re.findall(r"^#SBATCH --([\w-]+)=?(\S*)", text, re.M))
     assert asked["nodes"] == "4"
     assert asked["ntasks-per-node"] == "1"
@@ -34,7 +36,7 @@ def test_the_script_asks_for_one_task_a_node_and_carries_the_runs_own_options(tm
     assert "requeue" in asked
     assert "--num_machines 4 --num_processes 32" in text
     assert "seeds=(0 3)" in text
-    assert "--recipe smoke --data.shards 'a b' c --out" in text
+    assert "--recipe smoke --data.shards 'a b' c --data.batch_size 64 --out" in text
     assert (tmp_path / "runs" / "v.slurm").is_dir()
     assert "submit it with: sbatch" in capsys.readouterr().out
 
@@ -52,6 +54,12 @@ def test_the_script_asks_for_one_task_a_node_and_carries_the_runs_own_options(tm
         (["--seeds", "4294967296"], "--seeds are to be different numbers"),
         (["--memory", "lots"], "--memory is 'lots'; write it as Slurm does"),
         (["--setup", "if true"], "--setup is no command that bash can read"),
+        (["--recipe", "small-cnn"], "no shards given"),
+        (["--backbone", "nonsense"], "backbone 'nonsense' is neither released"),
+        (["--nodes", "4", "--processes", "8", "--data.batch_size", "30"], "does not divide over 32 processes"),
+        (["--optim.lr", "-5"], "optim.lr is -5"),
+        (["--script", "none/job"], "cannot write none/job (No such file or directory)"),
+        (["--out", "/proc/none/r"], "cannot write /proc/none"),
         (["--resume", "never"], "must continue its run"),
         (["--recipe", "none"], "there is no recipe 'none'"),
     ],
@@ -67,10 +75,11 @@ def test_a_mistake_is_told_before_the_job_waits_for_hours(arguments, said, tmp_p
 def test_values_that_would_change_the_script_are_refused():
     for wrong in ({"name": "a\nrm"}, {"partition": "x;y"}):
         with pytest.raises(ValueError, match="letters, digits"):
-            script(SlurmConfig(**wrong), [], "/runs/r", "/code")
-    for out, code, said in (("/runs/my run", "/code", "give another --out"), ("/r", "/my code", "move the repository")):
+            script(SlurmConfig(**wrong), [], "/runs/r", "/code", "/")
+    wrong = {("/my run", "/code", "/"): "--out", ("/r", "/my code", "/"): "repository", ("/r", "/c", "/my x"): "folder"}
+    for paths, said in wrong.items():
         with pytest.raises(ValueError, match=said):
-            script(SlurmConfig(), [], out, code)
+            script(SlurmConfig(), [], *paths)
 
 
 def test_time_limits_are_read_as_slurm_reads_them():

@@ -30,7 +30,7 @@ from PIL import Image
 from data_shards import limits
 from data_shards.__main__ import main
 from data_shards.errors import MemberError, PackError
-from data_shards.ids import Key
+from data_shards.ids import Key, locate
 from data_shards.pack import PackConfig, pack
 from data_shards.sources import open_sources
 
@@ -782,3 +782,44 @@ def test_thousands_of_members_of_one_name_take_no_longer(tmp_path):
     assert time.monotonic() - began < 60  # it was quadratic: half an hour
     assert len(set(names)) == 20_000
     assert names[:3] == ["same.pdf", "same.pdf#2", "same.pdf#3"]
+
+
+def test_packs_in_a_source_are_not_packed_again(tmp_path, capsys):
+    source = tmp_path / "films"
+    (source / "deep").mkdir(parents=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 50), dtype=np.uint8)).save(source / "a.png")
+    key = b"a public key for tests"
+    for month in ("jan", "deep/feb"):
+        pack(PackConfig([source], source / month, key=key, quiet=True))
+    manifest = pack(PackConfig([source], tmp_path / "march", key=key))
+    assert manifest["ledgers"]["radiographs"]["seen"] == 1
+    assert "a folder of shards that `pack` made" in (tmp_path / "march" / "rejected.jsonl").read_text()
+
+
+def test_names_that_steer_a_terminal_are_escaped(tmp_path, capsys):
+    source = tmp_path / "films"
+    source.mkdir()
+    for number, name in enumerate((b"M\xfcller\x1b[31m.png", b"p12.png")):
+        image = np.random.default_rng(number).integers(0, 255, (60, 50), dtype=np.uint8)
+        Image.fromarray(image).save(source / os.fsdecode(name))
+    pack(PackConfig([source], tmp_path / "out", key=b"a public key for tests", patient=r"p(\d+)"))
+    assert r"M\udcfcller\x1b[31m.png" in capsys.readouterr().out
+
+
+def test_a_table_of_ids_that_a_kill_cut_short_takes_further_ids(tmp_path):
+    key, table = tmp_path / "key", tmp_path / "key.ids.jsonl"
+    for number in range(2):
+        image = np.random.default_rng(number).integers(0, 255, (60, 50), dtype=np.uint8)
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+        manifest = pack(PackConfig([tmp_path / f"{number}.png"], tmp_path / f"out{number}", key=key, quiet=True))
+        assert locate(table, manifest["sources"][0]["id"]) == [("source", f"{number}.png")]
+        os.truncate(table, table.stat().st_size - 30)
+
+
+@pytest.mark.parametrize("magic", [b"P5", b"P6"])
+def test_blanks_in_a_header_take_no_time(magic, tmp_path):
+    raw = magic + b" " * 60 + b"40 40 255\n" + bytes(range(256)) * 19
+    (tmp_path / "a.ppm").write_bytes(raw[: len(magic) + 70 + 40 * 40 * (3 if magic == b"P6" else 1)])
+    began = time.perf_counter()
+    pack(PackConfig([tmp_path / "a.ppm"], tmp_path / "out", key=b"a public key for tests", quiet=True))
+    assert time.perf_counter() - began < 20  # not 2 ** 60 attempts
