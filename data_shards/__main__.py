@@ -7,7 +7,7 @@ from pathlib import Path
 from data_shards import describe as describing
 from data_shards import preview as previewing
 from data_shards import verify as verifying
-from data_shards.errors import PackError, ShardError, printable
+from data_shards.errors import PackError, ShardError, counted, printable
 from data_shards.ids import default_key_file, locate, table_beside
 from data_shards.pack import PackConfig, pack
 from data_shards.page import write_page
@@ -36,7 +36,8 @@ def pack_command(argv: Sequence[str]) -> None:
         print("\n".join(describing.ledger_lines(manifest)))
         megabytes = sum(s["bytes"] for s in manifest["shards"]) / 1e6
         also = f"; held out: {held['samples']} of {held['patients']} patients" if held["samples"] else ""
-        print(f"{config.out}: {found['samples']} crops of {found['patients']} patients, {megabytes:.1f} MB{also}")
+        crops, patients = counted(found["samples"], "crop"), counted(found["patients"], "patient")
+        print(f"{config.out}: {crops} of {patients}, {megabytes:.1f} MB{also}")
 
 
 _SOURCES_HELP = "folders, zip, tar or 7z archives, image files, or quoted patterns of them ('clinic/**/*.zip')"

@@ -66,9 +66,9 @@ def check_files(folder: Path, part: str = "main") -> Iterator[str]:
     listed = {shard["name"]: shard for shard in manifest["shards"]}
     lists = {name: manifest[name] for name in ("index", "rejected", "near") if name in manifest}
     held = manifest.get("holdout", {}).get("samples", 0)
-    ours = {MANIFEST, *listed, *(said["name"] for said in lists.values()), *(["holdout"] if held else []), *_SYSTEMS}
+    ours = {MANIFEST, *listed, *(said["name"] for said in lists.values()), *(["holdout"] if held else [])}
     for path in sorted(folder.iterdir()):
-        if path.name not in ours:
+        if path.name not in ours and not (path.name in _SYSTEMS and path.is_file()):
             yield f"{path} is not of this pack: remove it, or keep it elsewhere"
     for name, shard in listed.items():
         path = folder / name

@@ -1,5 +1,6 @@
 """Which radiograph an annotation means."""
 
+import contextlib
 import unicodedata
 from collections.abc import Callable, Iterable
 from functools import cached_property
@@ -50,7 +51,12 @@ class ImageFinder:
 
 
 def _composed(name: str) -> str:
-    return name if name.isascii() else unicodedata.normalize("NFC", name)
+    if name.isascii():
+        return name
+    with contextlib.suppress(UnicodeError):  # bytes that are no UTF-8 are of an old archive, written under Windows
+        name.encode()
+        return unicodedata.normalize("NFC", name)
+    return name.encode("utf-8", "surrogateescape").decode("cp1252", "replace")
 
 
 class _Names:

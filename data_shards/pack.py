@@ -14,7 +14,7 @@ from typing import Any
 from data_shards.boxes import BoxPlan
 from data_shards.config import PackConfig, check, conversion, recorded, within
 from data_shards.convert import Converted, Job, convert
-from data_shards.errors import MemberError, printable
+from data_shards.errors import MemberError, counted, printable
 from data_shards.given import given_annotations
 from data_shards.groups import read_earlier
 from data_shards.ids import Key, load_key, remember
@@ -68,9 +68,10 @@ def pack(config: PackConfig) -> dict[str, Any]:
         if ours:
             say(f"columns left out, as samples have fields of these names: {', '.join(ours)}")
     for label, left in sorted(plan.withheld.items()):
+        texts, boxes = counted(left.texts, "text"), counted(left.boxes, "box", "boxes")
         say(
-            f"label withheld: {left.texts} texts of `{label}` ({left.boxes} boxes) are no dental terms and may name "
-            f"somebody, the first in {left.first}; if they name nobody, --labels {label} lets them through"
+            f"label withheld: {texts} of `{label}` ({boxes}) may name somebody, being no dental terms, the first in "
+            f"{left.first}; if not, --labels {label} lets them through"
         )
     patients = patients_of(pattern, inventory.images, key, ledgers)
     if pattern is not None:
@@ -78,7 +79,8 @@ def pack(config: PackConfig) -> dict[str, Any]:
         say(f"patients: {told} of {len(inventory.images)} radiographs, by --patient")
         strangers = [image.name for image in inventory.images if image.radiograph not in patients]
         if strangers:
-            say(f"--patient {config.patient} matches no part of {strangers[0]}, nor of {len(strangers) - 1} others")
+            more = f", nor of {counted(len(strangers) - 1, 'other')}" if len(strangers) > 1 else ""
+            say(f"--patient {config.patient} matches no part of {strangers[0]}{more}")
     else:
         say(
             "patients: no --patient given, so each radiograph counts as one patient (DICOM: by the header's patient id)"

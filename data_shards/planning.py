@@ -11,6 +11,7 @@ from data_shards.inventory import NEITHER, Entry, Inventory
 from data_shards.labels import OF_TEETH, LabelList
 from data_shards.ledger import Ledgers
 from data_shards.recognise import KINDS, Recognised, recognise
+from data_shards.tables import column_name
 
 ORPHAN = "no radiograph for it"
 ROWLESS = "no row of a table labels it"
@@ -29,6 +30,9 @@ _NAMES = {
 }
 NOTHING_FOUND = f"no annotations ({', '.join(KINDS)}) were found"
 
+NOT_ASKED = "left, as --boxes names other annotations"
+NO_IMAGE_COLUMN = "a table without a column that names images, such as `image` or `file_name`"
+
 
 def plan_boxes(
     choice: str, inventory: Inventory, given: Inventory, labels: Sequence[str], key: Key, ledgers: Ledgers
@@ -39,6 +43,7 @@ def plan_boxes(
     travel whatever they are, columns beside KNOWN_COLUMNS among them. Raises PackError where the annotations asked for
     hold no boxes.
     """
+    labels = [column_name(label) for label in labels]
     finder = ImageFinder(inventory.images)
     sought = inventory if choice in CHOICES else given
     forced = choice if choice in KINDS else ""
@@ -101,7 +106,8 @@ def _from_annotations(
     used = [kind for kind in KINDS if kind in chosen.values()] or list(kinds)[:1]
     why = "; ".join(_told(kind, kinds[kind], found) for kind in used)
     if left := [f"{len(kinds[kind])} {_NAMES[kind]}" for kind in kinds if kind not in used]:
-        why += f"; left: {', '.join(left)}, which cover no more radiographs; force one with --boxes KIND"
+        why += f"; left: {', '.join(left)}, which cover no more radiographs; "
+        why += "to use these too, name their folders as sources of their own; to use one kind only, --boxes KIND"
     plan = BoxPlan("+".join(used), why)
     for kind in used:
         # What a mask calls a class are its pixels' values.
@@ -246,8 +252,10 @@ def _close(
                 reason = f"annotations of another kind than {plan.format}"
             elif file in tables:
                 reason = "a table of images without a label column that is kept, or with boxes in unknown columns"
+            elif text.text.strip() and text.suffix in (".csv", ".tsv"):
+                reason = NO_IMAGE_COLUMN if file in looked_at else NOT_ASKED
             elif text.text.strip():
-                reason = NEITHER if file in looked_at else "left, as --boxes names other annotations"
+                reason = NEITHER if file in looked_at else NOT_ASKED
             else:
                 reason = "an empty file"
             ledgers.reject("files", file, reason)

@@ -23,6 +23,9 @@ __all__ = [
 MOST_PIXELS_A_BYTE = 200
 """Pixels of all images of a file for each byte of it, above MAX_PIXELS: lossless codecs save a radiograph as 1 to 5."""
 MANY_BOMB = f"images of over {MOST_PIXELS_A_BYTE} pixels for each byte of their file, taken for a decompression bomb"
+MOST_SCANS, BYTES_A_SCAN = 1000, 10_000
+"""JPEG scans of a file: a progressive image has some 10, a DICOM file one a frame. One of 129 bytes can take 20 ms."""
+_JPEG, _SCAN = b"\xff\xd8", b"\xff\xda"
 _COST_OF_DAMAGE = MAX_PIXELS // 100
 """Pixels that an image which cannot be decoded counts as: trying took time, and nobody knows its size."""
 _SIGNATURES = (*tiff.SIGNATURES, b"\x89PNG", b"\xff\xd8\xff", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"GIF8")
@@ -65,7 +68,10 @@ def frames(
         raise RadiographError("an empty file")
     if raw.startswith(b"version https://git-lfs"):
         raise RadiographError("a Git LFS pointer: fetch the file that it stands for")
-    if looks_like_dicom(raw[:4096]):
+    is_dicom = looks_like_dicom(raw[:4096])
+    if (is_dicom or raw.startswith(_JPEG)) and raw.count(_SCAN) > MOST_SCANS + len(raw) // BYTES_A_SCAN:
+        raise RadiographError("thousands of JPEG scans, taken for a decompression bomb")
+    if is_dicom:
         found = dicom.frames(raw, burned_in)
     else:
         found = (tiff if raw.startswith(tiff.SIGNATURES) else images).frames(raw)

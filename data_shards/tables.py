@@ -22,8 +22,8 @@ _STARTS = (("x", "y"), ("left", "top"), ("xmin", "ymin"), ("x_min", "y_min"), ("
 _CENTRES = (("cx", "cy"), ("x_center", "y_center"), ("xc", "yc"), ("x_centre", "y_centre"))
 _SIDES = (("w", "h"), ("width", "height"), ("bbox_w", "bbox_h"), ("bbox_width", "bbox_height"), ("box_w", "box_h"))
 _IMAGE_SIZES = (("image_width", "image_height"), ("img_width", "img_height"), ("width", "height"))
-_SEPARATOR = re.compile(r"\Asep=.\n", re.IGNORECASE)
-"""A first line that spreadsheets write and read to say what divides columns; the header tells it as well."""
+_BEFORE = re.compile(r"\A(?:sep=.\n)?(?:#[^\n,;|\t]*\n)*", re.IGNORECASE)
+"""What may stand before the header: what divides columns, for spreadsheets, and comments."""
 _PLACES = frozenset(name for names in (*CORNERS, *_STARTS, *_CENTRES) for name in names) | {
     *("bbox", "box", "bounding_box", "polygon", "segmentation")
 }
@@ -31,7 +31,7 @@ _PLACES = frozenset(name for names in (*CORNERS, *_STARTS, *_CENTRES) for name i
 
 
 class Table(NamedTuple):
-    """A table with an image column. `columns` are in lower case; `delimiter` divides them."""
+    """A table with an image column. `columns` are as `column_name` writes them; `delimiter` divides them."""
 
     text: Text
     columns: list[str]
@@ -73,7 +73,7 @@ class Table(NamedTuple):
     def dropped(self, asked: Collection[str]) -> list[str]:
         """The columns that are left out."""
         used = {self.image, *self.kept(asked), *self.place, *self.size}
-        return [c for c in self.columns if c not in used]
+        return [c for c in self.columns if c and c not in used]
 
     def annotation(self, asked: Collection[str]) -> Annotation:
         """Its rows as boxes, or as whole images where it has none.
@@ -115,17 +115,22 @@ class Table(NamedTuple):
             yield {}
 
 
+def column_name(text: str) -> str:
+    """A column's name as it is known here: `Image Name` is `image_name`."""
+    return "_".join(text.lower().replace("-", " ").split())
+
+
 def read_table(text: Text) -> Table | None:
-    """The table in a text, whichever of `,` `;` and tab divides it; None where no column names images."""
+    """The table in a text, whichever of `,` `;` `|` and tab divides it; None where no column names images."""
     found = []
-    text = text._replace(text=_SEPARATOR.sub("", text.text.lstrip("\n \t"), count=1))
+    text = text._replace(text=_BEFORE.sub("", text.text.lstrip("\n \t"), count=1))
     start = text.text[:65536]
-    for delimiter in ",;\t":
+    for delimiter in ",;|\t":
         try:
             header = next(csv.reader(io.StringIO(start), delimiter=delimiter), [])
         except csv.Error:  # before Python 3.11: a NUL
             continue
-        columns = [c.strip().lower() for c in header]
+        columns = [column_name(c) for c in header]
         image = next((c for c in IMAGE_COLUMNS if c in columns), None)
         if image is not None and (len(columns) > 1 or text.suffix in (".csv", ".tsv")):
             found.append(Table(text, columns, delimiter, image))

@@ -17,6 +17,7 @@ from data_shards.index import BLOCK, index_shards, name_in_header, split_name
 from data_shards.manifest import INDEX, MANIFEST, REJECTED, sha256_of
 from data_shards.parallel import begin_worker
 from data_shards.progress import progress
+from data_shards.quiet import quiet
 from data_shards.sample import fields_of, gray_of
 from data_shards.shard_set import ShardSet
 from data_shards.tally import Tally, pixel_sums
@@ -157,7 +158,8 @@ def _check_sample(fd: int, row: np.void, run: Run, problems: list[str], tally: T
     start, image_size = int(row["image"]), int(row["image_size"])
     name = name_in_header(os.pread(fd, BLOCK, start - BLOCK))
     key = (split_name(name) or (name, ""))[0]
-    pixels = gray_of(os.pread(fd, image_size, start))
+    with quiet():  # or libpng says what the line below does
+        pixels = gray_of(os.pread(fd, image_size, start))
     meta = fields_of(os.pread(fd, int(row["meta_size"]), int(row["meta"]))) if row["meta_size"] else {}
     if pixels is None or meta is None:
         what = "image" if pixels is None else "JSON"

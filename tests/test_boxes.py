@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -778,3 +779,38 @@ def test_a_list_of_classes_does_not_multiply(tmp_path):
     lines += [f"l{n}: &l{n} {{<<: [{', '.join([f'*l{n - 1}'] * 9)}]}}" for n in range(1, 13)]
     assert _class_names(".yaml", "data.yaml", "\n".join(lines)) == {}
     assert _class_names(".yaml", "data.yaml", lines[0]) == {0: "11", 1: "36", 2: "48"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# by the annotator\nimage,x0,y0,x1,y1,class\na.png,5,5,25,40,caries\n",
+        "Image Name|X Min|Y-Min|x max|y max|class\na.png|5|5|25|40|caries\n",
+        ",image,x0,y0,x1,y1,class\n0,a.png,5,5,25,40,caries\n",
+    ],
+)
+def test_tables_as_people_write_them(text, tmp_path, capsys):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 50), dtype=np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "t.csv").write_text(text)
+    pack(PackConfig([tmp_path], tmp_path / "out", key=b"a public key for tests", labels=["Class"]))
+    said = capsys.readouterr().out
+    assert "boxes: csv" in said
+    assert "columns left out" not in said
+    sample = ShardSet(tmp_path / "out").meta(0)
+    assert (sample["class"], sample["box"]) == ("caries", [5, 5, 25, 40])
+
+
+def test_a_table_that_names_no_images_is_told(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 50), dtype=np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "t.csv").write_text("who,x0,y0\na.png,5,5\n")
+    manifest = pack(PackConfig([tmp_path], tmp_path / "out", key=b"a public key for tests", quiet=True))
+    reason = "a table without a column that names images, such as `image` or `file_name`"
+    assert manifest["reasons"]["files"] == {reason: 1}
+
+
+def test_names_of_a_folder_and_its_table_in_the_code_page_of_windows(tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 50), dtype=np.uint8))
+    image.save(tmp_path / os.fsdecode("Müller.png".encode("cp1252")))
+    (tmp_path / "t.csv").write_bytes("image,x0,y0,x1,y1,class\nMüller.png,5,5,25,40,caries\n".encode("cp1252"))
+    manifest = pack(PackConfig([tmp_path], tmp_path / "out", key=b"a public key for tests", quiet=True))
+    assert manifest["ledgers"]["boxes"]["used"] == 1

@@ -248,7 +248,7 @@ def test_a_name_typed_as_a_label_stays_behind(tmp_path, kind, command):
     column = "finding" if kind == "csv" else "class"
     source = zip_of(tmp_path, {"x.png": png(0), **labelled(kind, f"{HEADER[0]} {HEADER[2]}")})
     told = command("pack", source, "--out", "out")
-    assert f"1 texts of `{column}` (1 boxes) are no dental terms" in told
+    assert f"1 text of `{column}` (1 box) may name somebody" in told
     assert "row" in told
     shards = ShardSet(tmp_path / "out")
     assert sorted(shards.meta(i).get(column, "") for i in range(len(shards))) == ["", "Deep Caries"]

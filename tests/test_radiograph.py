@@ -599,3 +599,16 @@ def test_transparency_of_deep_gray_lies_over_black_and_deep_ppm_is_named():
     colour = np.dstack([values] * 3).astype(">u2").tobytes()
     for most in (256, 4095, 65535):
         assert "PPM" in reason(b"P6 %d %d %d\n" % (*values.shape[::-1], most) + colour)
+
+
+def test_thousands_of_scans_are_a_bomb():
+    """A progressive JPEG whose last scan is repeated: each takes its time, and few bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)).save(
+        buffer, "jpeg", progressive=True
+    )
+    raw = buffer.getvalue()
+    assert decode(raw).pixels.shape == (64, 64)
+    last = raw[raw.rindex(b"\xff\xda") : -2]
+    with pytest.raises(RadiographError, match="thousands of JPEG scans"):
+        decode(raw[:-2] + last * 2000 + raw[-2:])

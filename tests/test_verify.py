@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -67,6 +68,18 @@ def test_any_byte_flipped_cut_off_added_or_gone_is_told(whole, data):
         path.write_bytes(raw)
     assert problems
     assert all("\n" not in problem for problem in problems)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "holdout/manifest.json"])
+def test_any_field_of_a_manifest_under_another_name_is_told(copy, name):
+    """A flipped bit in a name, each of them: no field may be missed with an error that says nothing."""
+    path = copy / name
+    raw = path.read_bytes()
+    places = [found.start() + 1 for found in re.finditer(rb'"\w+":', raw)]
+    assert len(places) > 50
+    for at in places:
+        path.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
+        assert told(copy)
 
 
 def told(folder):
