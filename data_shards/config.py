@@ -92,6 +92,10 @@ def check(config: PackConfig) -> re.Pattern[str] | None:
 
     Raises PackError.
     """
+    given = {"a source": config.sources, "--out": [config.out], "--boxes": [config.boxes], "--against": config.against}
+    for name, values in given.items():
+        if "" in values:  # of a shell variable that is not set; as a path it would be the current folder
+            raise PackError(f"{name} is empty: name a path, or leave it out")
     out = Path(config.out)
     if (out / MANIFEST).exists():
         raise PackError(f"{out} already holds a finished pack: name another --out, or remove it")

@@ -14,7 +14,7 @@ from data_shards.ledger import Ledgers
 from data_shards.member import Member
 from data_shards.sources import Source
 
-CONVERSION = 2
+CONVERSION = 3
 """Version of `convert`: raised whenever it makes other bytes of the same job, so that old ones are not continued."""
 
 

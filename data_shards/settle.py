@@ -19,6 +19,7 @@ from data_shards.ledger import Ledgers
 from data_shards.manifest import MANIFEST, NEAR, REJECTED, stated
 
 NO_CROP = "none of its boxes gives a crop"
+NO_USE = "its boxes are of radiographs that are not used"
 UNUSED = "its radiograph is not used: "
 
 
@@ -95,7 +96,8 @@ def _close(done: Sequence[Converted], plan: BoxPlan, images: Sequence[Entry], le
             ledgers.reject("files", image.file, reasons[image.radiograph])
     for file, ids in plan.files.items():
         if not any(ledgers.is_used("boxes", id_) for id_ in ids):
-            ledgers.reject("files", file, NO_CROP)
+            unused = all((ledgers.reason("boxes", id_) or "").startswith(UNUSED) for id_ in ids)
+            ledgers.reject("files", file, NO_USE if ids and unused else NO_CROP)
 
 
 def write_parts(

@@ -213,7 +213,7 @@ class ShardSet:
     def _remote(self, shard: int) -> RemoteFile:
         assert isinstance(self.path, Url)
         stated = self.manifest["shards"][shard]
-        return RemoteFile(self.path / stated["name"], stated["bytes"], stated["sha256"])
+        return RemoteFile(self.path / stated["name"], stated["bytes"], stated.get("sha256", ""))
 
     def _remote_index(self) -> RemoteFile:
         assert isinstance(self.path, Url)

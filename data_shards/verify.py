@@ -142,7 +142,7 @@ def check_run(run: Run) -> Found:
 def _check_shard(run: Run, checksum: str) -> Iterable[str]:
     if not run.stated:
         return  # its index was made from its headers just now
-    if checksum != run.stated["sha256"]:
+    if checksum != run.stated.get("sha256"):
         yield f"the shard {run.path} is damaged (its checksum differs): copy or pack it again"
     try:
         walked = index_shards([run.path])

@@ -114,6 +114,8 @@ def export(config: WeightsConfig, weights: Weights) -> dict[str, Any]:
 
 def _shown(metrics: dict[str, Any]) -> dict[str, Any]:
     columns = ("trained", "random", "pixels", "size", "chance")
+    for remark in metrics["warnings"]:
+        print(f"warning: {remark}", file=sys.stderr)
     print(f"balanced accuracy, {metrics['protocol']}")
     print(f"  {'label':<16}" + "".join(f"{name:>9}" for name in columns) + f"{'crops':>9}{'patients':>10}")
     for label, score in metrics["labels"].items():

@@ -23,9 +23,18 @@ class Crops:
     patients: np.ndarray
     query: np.ndarray
     labels: dict[str, np.ndarray]
+    unclaimed: int = 0
+    """Crops whose shards do not say whose they are: each counts as a patient."""
 
     def __len__(self) -> int:
         return len(self.places)
+
+    def doubts(self) -> list[str]:
+        """What a reader of scores must know of the patients."""
+        if not self.unclaimed:
+            return []
+        said = f"{self.unclaimed} of {len(self)} crops state no patient, so each counts as one"
+        return [f"{said}, and no score here is known to be of new patients"]
 
     def image(self, i: int) -> np.ndarray:
         """Crop `i` as stored, uint8 or uint16 [h, w]."""
@@ -44,6 +53,7 @@ def find_crops(shards: Sequence[str], labels: Sequence[str], query: Sequence[str
     places = [place for place, meta in metas.items() if not labels or any(meta.get(x) is not None for x in labels)]
     columns = {x: np.array([_text(metas[place].get(x)) for place in places]) for x in labels}
     patients = np.array([str(metas[place].get("patient", place)) for place in places])
+    unclaimed = sum("patient" not in metas[place] for place in places)
     is_query = np.array([source >= len(shards) for source, _ in places], dtype=bool)
     for side, folders in ((~is_query, shards), (is_query, query or ())):
         for label, column in columns.items():
@@ -57,7 +67,7 @@ def find_crops(shards: Sequence[str], labels: Sequence[str], query: Sequence[str
             f"--shards and --query share {len(both)} patients (the first is {both[0]}): "
             "use shards of other patients, such as the holdout folder of the same pack"
         )
-    return Crops(sets, places, [sets[source].key(i) for source, i in places], patients, is_query, columns)
+    return Crops(sets, places, [sets[source].key(i) for source, i in places], patients, is_query, columns, unclaimed)
 
 
 def _text(label: object) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -79,6 +80,8 @@ def curve(config: CurveConfig, weights: Weights, accelerator: Accelerator) -> di
     classes, codes = np.unique(crops.labels[config.label], return_inverse=True)
     if len(classes) < 2:
         raise DownstreamError(f"every crop has {config.label} '{classes[0]}': there is nothing to learn")
+    for remark in crops.doubts():
+        print(f"warning: {remark}", file=sys.stderr)
     tested = crops.query if config.query else set_apart(codes, crops.patients, config.test, config.seed, "--test")
     features = feature_sets(crops, weights, config, config.seed)
     features = {kind: features[kind] for kind in ("trained", "random", "pixels")}
@@ -100,6 +103,7 @@ def curve(config: CurveConfig, weights: Weights, accelerator: Accelerator) -> di
     draw_curve(Path(config.out) / "curve.png", config, scores, sizes, 1 / len(np.unique(codes[tested])))
     return {
         "label": config.label,
+        "warnings": crops.doubts(),
         "classes": classes.tolist(),
         "chance": round(1 / len(np.unique(codes[tested])), 4),
         "balanced_accuracy": scores,

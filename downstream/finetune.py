@@ -61,7 +61,7 @@ def finetune(config: FinetuneConfig, weights: Weights, accelerator: Accelerator)
     if len(classes) < 2:
         raise DownstreamError(f"every crop has {config.label} '{classes[0]}': there is nothing to learn")
     folds = split(config, crops, codes, classes)
-    remarks = doubts(config, crops, codes, classes, folds)
+    remarks = crops.doubts() + doubts(config, crops, codes, classes, folds)
     for remark in remarks if accelerator.is_main_process else ():
         print(f"warning: {remark}", file=sys.stderr)
 
@@ -162,6 +162,8 @@ def _identity(fold: Fold, config: FinetuneConfig, weights: Weights, crops: Crops
     digest = hashlib.sha256(json.dumps([settings, weights.stated(), crops.keys, ranks]).encode())
     for indices in (codes, fold.train, fold.validation, fold.test):
         digest.update(indices.astype(np.int64).tobytes() + b"|")
+    for shards in crops.sets:
+        digest.update(shards.checksum.encode())
     for tensor in weights.model.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

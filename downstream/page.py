@@ -129,7 +129,7 @@ def write(out: Path, metrics: dict[str, Any], mistakes: list[Mistake]) -> None:
     table = np.array(metrics["confusion"])
     warned = "".join(f'<p class="warning">{text(said)}</p>' for said in metrics["warnings"])
     body = f"""<p>{metrics["crops"]} crops of {metrics["patients"]} patients, {text(metrics["protocol"])}: every crop is
-tested once, by a model that saw no crop of the same patient.</p>
+tested once, by a model that saw no crop of the same patient, as far as the shards tell them apart.</p>
 {warned}
 <div class="wide"><table class="main">{_headline(metrics)}</table></div>
 <p>In brackets: {text(metrics["interval"])}. Chance is a balanced accuracy of {metrics["chance"]:.3f}. AUROC and

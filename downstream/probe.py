@@ -53,7 +53,8 @@ def _probe(config: ProbeConfig, weights: Weights, classify: Classify, cosine: bo
             fold = patient_folds(crops.patients[carry], config.folds, config.seed)
         known = {name: values[carry] for name, values in features.items()}
         scores[label] = score(label, known, crops.labels[label][carry], crops.patients[carry], fold, classify)
-    return {"protocol": "query" if config.query else f"{config.folds} patient-disjoint folds", "labels": scores}
+    folds = f"{min(config.folds, len(np.unique(crops.patients)))} patient-disjoint folds"
+    return {"protocol": "query" if config.query else folds, "warnings": crops.doubts(), "labels": scores}
 
 
 def score(

@@ -42,8 +42,8 @@ def load_weights(config: WeightsConfig) -> Weights:
     has the name of a published one, no facts beside it, and is another.
     """
     checkpoint = Path(config.checkpoint)
-    facts = read_facts(checkpoint.with_suffix(".json"))
     stored = read_combined(checkpoint, config.network)
+    facts = read_facts(checkpoint.with_suffix(".json"))
     published = None if facts else identify(checkpoint)
     known = stored.stated | facts
     known |= {name: value for name in ("backbone", *ASSUMED) if (value := getattr(config, name)) is not None}

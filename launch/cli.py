@@ -83,7 +83,7 @@ def _switches(parser: ArgumentParser) -> set[str]:
 
 def _with_values(argv: list[str], switches: set[str]) -> list[str]:
     """`--drop_near` alone is `--drop_near true`."""
-    following = [*argv[1:], ""]
+    following = [*argv, ""][1:]
     return [
         f"{argument}=true" if argument in switches and after.lower() not in ("true", "false", "yes", "no") else argument
         for argument, after in zip(argv, following, strict=True)

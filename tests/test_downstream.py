@@ -1,11 +1,13 @@
 """The weights in use: k-NN, linear probe, embeddings, export; on small real shards and checkpoints."""
 
+import io
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +72,33 @@ def test_knn_is_what_an_independent_computation_gives(shards, checkpoint, tmp_pa
     patients = np.array([ShardSet(shards).meta(i)["patient"] for i in range(len(labels))])
     expected = knn_over_folds(unit(bank), labels, patients, 5, 5)
     assert folds["labels"]["category"]["trained"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_folds_and_patients_are_those_that_there_are(shards, checkpoint, tmp_path, capsys):
+    """Shards that others made state no patient, and more folds than patients cannot be."""
+    found = run("knn", checkpoint, tmp_path / "o", "--shards", shards, "--label", "finding", "--folds", 50)
+    patients = ShardSet(shards).manifest["statistics"]["patients"]
+    assert (found["protocol"], found["warnings"]) == (f"{patients} patient-disjoint folds", [])
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    with tarfile.open(foreign / "a.tar", "w") as tar:
+        for i in range(12):
+            fields = json.dumps({"finding": ShardSet(shards).meta(i)["finding"]}).encode()
+            for name, raw in ((f"{i}.png", ShardSet(shards).image_bytes(i)), (f"{i}.json", fields)):
+                info = tarfile.TarInfo(name)
+                info.size = len(raw)
+                tar.addfile(info, io.BytesIO(raw))
+    found = run("knn", checkpoint, tmp_path / "f", "--shards", foreign, "--label", "finding", "--neighbours", 3)
+    assert found["warnings"] == [
+        "12 of 12 crops state no patient, so each counts as one, and no score here is known to be of new patients"
+    ]
+    assert "warning: 12 of 12 crops state no patient" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [".", "/"])
+def test_a_folder_is_no_checkpoint(wrong, shards, tmp_path, capsys):
+    said = mistake(capsys, "embed", "--checkpoint", wrong, "--shards", shards, "--out", tmp_path / "o")
+    assert "checkpoint" in said
 
 
 def test_crops_without_the_label_are_left_out(shards, checkpoint, tmp_path):

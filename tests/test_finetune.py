@@ -171,10 +171,12 @@ def test_a_fold_of_another_command_is_trained_anew(tuned, ready, tmp_path):
         finetune._identity(replace(fold, test=fold.test[1:]), config, weights, crops, codes, 1),
         finetune._identity(fold, config, weights, crops, codes, 2),
     ]
+    elsewhere = [SimpleNamespace(checksum="of other pixels")]
+    others.append(finetune._identity(fold, config, weights, replace(crops, sets=elsewhere), codes, 1))
     with torch.no_grad():
         next(weights.model.parameters()).mul_(1.001)
     others.append(finetune._identity(fold, config, weights, crops, codes, 1))
-    assert len({same, *others}) == 6
+    assert len({same, *others}) == 7
     path = tmp_path / "fold-1.pth"
     assert finetune._earlier(path, same) is None
     path.with_suffix(".json").write_text(json.dumps({"identity": same, "curve": []}))

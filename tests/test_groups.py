@@ -198,3 +198,14 @@ def test_groups_are_the_connected_components(pairs, known):
                     waiting += [n for n in pair if n not in reached]
                     reached |= set(pair)
         assert patients.of(str(start)) == str(min(reached & known or reached))
+
+
+def test_label_files_of_duplicates_are_not_blamed(tmp_path):
+    """A month that comes again: nothing is wrong with its boxes."""
+    both = {"p1/a.png": saved(scan(2)), "p2/b.png": saved(scan(2)), "p3/c.png": saved(scan(5))}
+    boxes = {name.replace(".png", ".txt"): b"0 0.5 0.5 0.4 0.4\n" for name in both}
+    manifest = packed(folder_of(tmp_path / "in", both | boxes), tmp_path / "out", boxes="yolo", patient=None)
+    assert manifest["reasons"]["files"] == {
+        "a duplicate: the same pixels are in this pack": 1,
+        "its boxes are of radiographs that are not used": 1,
+    }
