@@ -48,7 +48,7 @@ def read_earlier(folders: Sequence[str | Path], key: Key) -> Earlier:
                 one = meta["radiograph"], meta["patient"]
                 found.pixels.setdefault(meta["pixels"], one)
                 found.radiographs[meta["radiograph"]] = meta["pixels"]
-                (found.trained if part == folder else found.held).add(meta["patient"])
+                (found.held if samples.manifest.get("part") == "holdout" else found.trained).add(meta["patient"])
                 if meta.get("hash"):
                     found.hashes.setdefault(meta["hash"], one)
             if samples.manifest.get("settings", {}).get("near_bits") is None:
@@ -65,7 +65,7 @@ class Patients:
     def __init__(self, earlier: Earlier) -> None:
         self._parent: dict[str, str] = {}
         self._trained, self._held = earlier.trained, earlier.held
-        self.torn: list[tuple[str, str]] = []
+        self.torn = [(both, both) for both in sorted(earlier.trained & earlier.held)]
         """Pairs that turned out one, the first of whom was trained on and the second held out, in earlier packs."""
         for one, other in earlier.joined:
             self.join(one, other)

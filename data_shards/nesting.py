@@ -25,7 +25,10 @@ _CLOSED = {
     b"\x04\x22\x4d\x18": "an LZ4 archive: pack an unpacked copy",
     b"\x1f\x9d": "an archive of `compress`: pack an unpacked copy",
     b"MSCF": "a cabinet archive: pack an unpacked copy",
+    b"MZ\x90\0": "a program, perhaps an archive that unpacks itself: if it holds radiographs, pack what it unpacks",
+    b"%PDF": "a PDF: if it holds radiographs, pack its pages saved as images",
 }
+_DISK = "an image of a disk: if it holds radiographs, mount or unpack it, and pack that folder"
 _POINTERS = (b"version https://git-lfs.github.com/spec/", b"/annex/objects/")
 _POINTER = "a Git LFS pointer, not the file that it stands for: run `git lfs pull` (or `git annex get`) first"
 _APPLE = "a macOS side file (AppleDouble) without an image: nothing to do"
@@ -48,6 +51,8 @@ def hopeless(name: str, head: bytes) -> str:
         return _APPLE
     if head.startswith(_POINTERS):
         return _POINTER
+    if path.suffix.lower() in (".iso", ".img", ".dmg", ".nrg", ".vhd") and not head[:512].strip(b"\0"):
+        return _DISK
     return next((reason for signature, reason in _CLOSED.items() if head.startswith(signature)), "")
 
 

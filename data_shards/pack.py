@@ -103,9 +103,10 @@ def pack(config: PackConfig) -> dict[str, Any]:
                 "name: rename this one (2026-02.zip, say) and pack it again"
             )
         for one, other in settled.patients.torn:
+            who = f"{one} and {other}, who are one patient, were" if one != other else f"patient {one} was"
             say(
-                f"warning: {one}, trained on in an earlier pack, and {other}, held out there, are one patient, whose "
-                "new films are not held out: pack those sources anew, or leave that patient out of scores"
+                f"warning: {who} trained on in an earlier pack and held out in one, and new films are not held out: pack "
+                "those sources anew, or leave that patient out of scores"
             )
         entries = [*inventory.entries(), *given.entries()]
         shares = source_shares(sources, entries, settled.frames, key)

@@ -52,8 +52,9 @@ def find_crops(shards: Sequence[str], labels: Sequence[str], query: Sequence[str
     metas = {(source, i): sets[source].meta(i) for source in range(len(sets)) for i in range(len(sets[source]))}
     places = [place for place, meta in metas.items() if not labels or any(meta.get(x) is not None for x in labels)]
     columns = {x: np.array([_text(metas[place].get(x)) for place in places]) for x in labels}
-    patients = np.array([str(metas[place].get("patient", place)) for place in places])
-    unclaimed = sum("patient" not in metas[place] for place in places)
+    whose = [metas[place].get("patient") for place in places]
+    patients = np.array([str(place if who is None else who) for place, who in zip(places, whose, strict=True)])
+    unclaimed = whose.count(None)
     is_query = np.array([source >= len(shards) for source, _ in places], dtype=bool)
     for side, folders in ((~is_query, shards), (is_query, query or ())):
         for label, column in columns.items():

@@ -124,20 +124,22 @@ def test_an_earlier_pack_keeps_its_patients_and_its_side(tmp_path):
     assert not kept & held
     assert len(kept | held) == 20
     third = {f"p{i + 50}/again.png": saved(scan(i + 200)) for i in range(12)}  # other radiographs of those patients
-    packed(
-        folder_of(tmp_path / "three", third),
-        tmp_path / "third",
-        holdout=0.5,
-        against=[tmp_path / "first", tmp_path / "second"],
-    )
-    assert set(patients_of(tmp_path / "third").values()) <= kept
-    assert set(patients_of(tmp_path / "third" / "holdout").values()) <= held
+    folder_of(tmp_path / "three", third)
+    first, second = tmp_path / "first", tmp_path / "second"
+    for name, against in {  # a pattern of the shell names the holdouts as well
+        "third": [first, second],
+        "fourth": [first / "holdout", first, second, second / "holdout"],
+    }.items():
+        packed(tmp_path / "three", tmp_path / name, holdout=0.5, against=against)
+        assert set(patients_of(tmp_path / name).values()) <= kept
+        assert set(patients_of(tmp_path / name / "holdout").values()) <= held
     dropped = packed(tmp_path / "two", tmp_path / "dropped", against=[tmp_path / "first"], drop_near=True, holdout=0.5)
     assert dropped["ledgers"]["radiographs"] == {"seen": 20, "used": 8, "rejected": 12}
 
 
 def test_a_patient_of_earlier_packs_stays_on_its_side():
     """Whatever share is asked for now; one who turns out to be on both sides is trained on, and told."""
+    assert Patients(Earlier(trained={"00", "f1"}, held={"00"})).torn == [("00", "00")]
     patients = Patients(Earlier(trained={"00", "f1"}, held={"01", "f2", "80"}))
     assert [patients.is_held_out(id_, 0.5) for id_ in ("00", "f1", "01", "f2", "7f", "81")] == [
         *(False, False, True, True, True, False)

@@ -312,6 +312,9 @@ def test_without_py7zr_an_inner_7z_is_one_rejected_file(tmp_path, monkeypatch):
 
 
 CLOSED = {
+    "cd.iso": (bytes(2048), "an image of a disk"),
+    "unpack.exe": (b"MZ\x90\0\3 and a zip", "a program, perhaps an archive"),
+    "scan.pdf": (b"%PDF-1.7 and pages", "a PDF"),
     "scan.rar": (b"Rar!\x1a\x07\x01\0 and more", "a RAR archive"),
     "x.zip.001": (b"PK\x07\x08PK\x03\x04", "a part of a split zip"),
     "lfs.png": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a Git LFS pointer"),
