@@ -3,15 +3,18 @@
     python benchmarks/scaling.py --parameters 21.6e6 --rate 1000 --batch-per-gpu 64 --link 25
 
 Formulas (docs/scaling.md explains them): a ring all-reduce of G bytes over N processes sends 2 (N - 1) / N G through
-each link; it can hide behind the backward pass; what does not hide, and the small gathers, add to the step.
+each link; it can hide behind the backward pass; what does not hide, and the step's small gathers and sums, add to it.
 """
 
 import argparse
+import math
 from dataclasses import dataclass
 
 OVERLAP = 0.5  # share of a step, at the end of the backward pass, behind which gradients can travel
 FLOAT = 4  # bytes: gradients and gathered features are float32
-LATENCY = 30e-6  # seconds for each hop of a ring, a usual figure for InfiniBand with NCCL; Ethernet is worse
+LATENCY = 30e-6  # seconds for each hop, a usual figure for InfiniBand with NCCL; Ethernet is worse
+GATHERS = 3  # of a step, around the ring: the samples' records, teacher logits, student features
+REDUCES = 2  # small ones of a step, up and down a tree, as NCCL does: what was measured, and whether to stop
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,9 @@ def row(inputs: Inputs, gpus: int) -> Row:
     gathers = (gpus - 1) * inputs.batch * 2 * (inputs.prototypes + inputs.features) * FLOAT
     bandwidth = inputs.link * 1e9 if gpus > inputs.gpus_per_node else 100e9  # NVLink within a node, well below its peak
     sent = gradients / bandwidth + 2 * (gpus - 1) * LATENCY
-    gathered = gathers / bandwidth + (gpus - 1) * LATENCY
-    step = alone + max(0.0, sent - OVERLAP * alone) + gathered
+    gathered = gathers / bandwidth + GATHERS * (gpus - 1) * LATENCY
+    reduced = REDUCES * 2 * math.ceil(math.log2(gpus)) * LATENCY
+    step = alone + max(0.0, sent - OVERLAP * alone) + gathered + reduced
     crops = gpus * inputs.batch / step
     return Row(gpus, gradients, gathers, sent, step, alone / step, crops, crops * inputs.crop_bytes)
 

@@ -13,6 +13,10 @@ class PackError(ValueError):
     """Inputs or settings from which no shards can be made. The message is one line: what, where, what to do."""
 
 
+class NothingNewError(PackError):
+    """Every radiograph is in an earlier pack."""
+
+
 class MemberError(ValueError):
     """A member of a source that cannot be read. The message is a reason for the ledger and holds no name."""
 

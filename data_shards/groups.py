@@ -15,6 +15,7 @@ from data_shards.near import near_pairs
 from data_shards.shard_set import ShardSet
 
 HERE, EARLIER = "this pack", "an earlier pack"
+KNOWN = f"the same pixels are in {EARLIER}"
 
 
 @dataclass
@@ -125,7 +126,8 @@ def find_near(
     With `drop` the later of two is rejected unless the earlier one was. Pairs within earlier packs are theirs.
     """
     known = [(hash_, *one) for hash_, one in sorted(earlier.hashes.items())]
-    own = [(frame.hash, frame.radiograph, frame.patient) for frame in frames if frame.hash]
+    deepest = sorted(frames, key=lambda frame: -frame.bits)  # first, as it is the later that may go
+    own = [(frame.hash, frame.radiograph, frame.patient) for frame in deepest if frame.hash]
     everyone = known + own
     lines = []
     for i, j, distance in near_pairs([hash_ for hash_, _, _ in everyone], within):

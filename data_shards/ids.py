@@ -102,17 +102,17 @@ def remember(table: Path, entries: Iterable[tuple[str, str, str]]) -> None:
 
 
 def _append(table: Path, entries: Iterable[tuple[str, str, str]]) -> None:
-    known = {(entry["id"], entry["path"]) for entry in _entries(table)}
+    wanted = {(id_, path): kind for id_, kind, path in entries}
+    for entry in _entries(table):  # of all packs with this key: not to be held in memory
+        wanted.pop((entry["id"], entry["path"]), None)
     descriptor = os.open(table, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     os.fchmod(descriptor, 0o600)
     size = os.fstat(descriptor).st_size
     cut = size and os.pread(descriptor, 1, size - 1) != b"\n"  # by a kill or a full disk
     with os.fdopen(descriptor, "a", encoding="utf-8") as file:
         file.write("\n" if cut else "")
-        for id_, kind, path in entries:
-            if (id_, path) not in known:
-                known.add((id_, path))
-                file.write(json.dumps({"id": id_, "kind": kind, "path": path}) + "\n")
+        for (id_, path), kind in wanted.items():
+            file.write(json.dumps({"id": id_, "kind": kind, "path": path}) + "\n")
 
 
 def locate(table: Path, id_: str) -> list[tuple[str, str]]:

@@ -98,6 +98,7 @@ class LabelList:
         self._kept: dict[tuple[tuple[str, str | int], ...], dict[str, str | int]] = {}
         self._boxes = Counter[tuple[tuple[str, str | int], ...]]()
         self._first: dict[tuple[tuple[str, str | int], ...], str] = {}
+        self._toothless: list[tuple[str, tuple[tuple[str, str | int], ...]]] = []
 
     def of(self, labels: Mapping[str, str | int], place: str = "") -> dict[str, str | int]:
         """These labels, of a box at a `place` (file and row), as an object that all boxes with them share."""
@@ -121,32 +122,38 @@ class LabelList:
 
         Only texts that may stay say anything: of a date, the month would be a tooth.
         """
-        kept = list(self._kept.values())
+        kept = self._kept.values()
         columns = [c for c in _TOOTH_COLUMNS if c == "fdi" or _counts_teeth(c, kept, self._listed)]
-        for labels in kept:
+        for key, labels in self._kept.items():
             texts = ((c, v) for c in columns if isinstance(v := labels.get(c), str))
             teeth = (tooth_in(v) for c, v in texts if c in vouched or is_dental(v))
             tooth = next((t for t in teeth if t is not None), None)
-            labels.pop("fdi", None)  # it stays only as the number of a permanent tooth
+            if (stated := labels.pop("fdi", None)) is not None and tooth is None:
+                self._toothless.append((str(stated), key))  # it stays only as the number of a permanent tooth
             labels.update(tooth_labels(tooth) if tooth else {})
 
     def withhold(self, vouched: Collection[str]) -> dict[str, Withheld]:
         """Take out what may name somebody: all texts and numbers that are no dental terms.
 
-        Columns `vouched` for keep theirs.
-
-        Returns what was taken out, by column.
+        Columns `vouched` for keep theirs. Returns what was taken out, by column, and with it what `fdi` said that is no
+        tooth.
         """
         withheld: dict[str, Withheld] = {}
         texts: set[tuple[str, str]] = set()
+
+        def count(column: str, text: str, key: tuple[tuple[str, str | int], ...]) -> None:
+            found = withheld.setdefault(column, Withheld(0, 0, self._first[key]))
+            found.texts += (column, text) not in texts
+            found.boxes += self._boxes[key]
+            texts.add((column, text))
+
+        for text, key in self._toothless:
+            count("fdi", text, key)
         for key, labels in self._kept.items():
             for column in labels.keys() - set(vouched):
                 if not is_dental(text := str(labels[column])):
                     del labels[column]
-                    found = withheld.setdefault(column, Withheld(0, 0, self._first[key]))
-                    found.texts += (column, text) not in texts
-                    found.boxes += self._boxes[key]
-                    texts.add((column, text))
+                    count(column, text, key)
             labels.update({k: str(v) for k, v in labels.items() if k not in OF_TEETH})
         return withheld
 

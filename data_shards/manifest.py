@@ -13,6 +13,8 @@ from data_shards.index import INDEX_DTYPE
 from data_shards.remote import Url
 
 MANIFEST, INDEX, REJECTED, NEAR = "manifest.json", "index.npy", "rejected.jsonl", "near.jsonl"
+WORKING = ".packing"
+"""End of the name of a folder in which a pack that is not finished works."""
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -69,6 +69,9 @@ def pack(config: PackConfig) -> dict[str, Any]:
             say(f"columns left out, as samples have fields of these names: {', '.join(ours)}")
     for label, left in sorted(plan.withheld.items()):
         texts, boxes = counted(left.texts, "text"), counted(left.boxes, "box", "boxes")
+        if label == "fdi":
+            say(f"label withheld: {texts} of `fdi` ({boxes}) say no tooth of ISO 3950, the first in {left.first}")
+            continue
         say(
             f"label withheld: {texts} of `{label}` ({boxes}) may name somebody, being no dental terms, the first in "
             f"{left.first}; if not, --labels {label} lets them through"
@@ -105,8 +108,8 @@ def pack(config: PackConfig) -> dict[str, Any]:
         for one, other in settled.patients.torn:
             who = f"{one} and {other}, who are one patient, were" if one != other else f"patient {one} was"
             say(
-                f"warning: {who} trained on in an earlier pack and held out in one, and new films are not held out: pack "
-                "those sources anew, or leave that patient out of scores"
+                f"warning: {who} trained on in an earlier pack and held out in one, and new films are not held out: "
+                "pack those sources anew, or leave that patient out of scores"
             )
         entries = [*inventory.entries(), *given.entries()]
         shares = source_shares(sources, entries, settled.frames, key)

@@ -9,9 +9,9 @@ from typing import Any
 
 from data_shards.boxes import BoxPlan
 from data_shards.convert import Converted, Frame
-from data_shards.errors import PackError
+from data_shards.errors import NothingNewError, PackError
 from data_shards.folder import FORMAT, Piece, of_patient, tally, write_index, write_manifest, write_shards
-from data_shards.groups import Earlier, Patients, drop_duplicates, find_near
+from data_shards.groups import KNOWN, Earlier, Patients, drop_duplicates, find_near
 from data_shards.ids import Key
 from data_shards.inventory import Entry
 from data_shards.journal import Chunk, Journal
@@ -121,7 +121,7 @@ def write_parts(
         for wanted in (True, False)
     )
     if not settled.frames:
-        raise PackError(_why_nothing(ledgers))
+        raise _why_nothing(ledgers)
     if (share or held) and not (held and kept):
         patients = len({settled.patients.of(f.patient) for f in settled.frames})
         verb = "raise" if kept else "lower"
@@ -188,10 +188,15 @@ def _counts(frames: Sequence[Frame]) -> dict[str, int]:
     return {"files": files, "radiographs": len(frames), "boxes": sum(f.samples for f in frames)}
 
 
-def _why_nothing(ledgers: Ledgers) -> str:
+def _why_nothing(ledgers: Ledgers) -> PackError:
     totals, reasons = ledgers.totals(), ledgers.reasons()
+    known = sum(count for reason, count in reasons["radiographs"].items() if reason.endswith(KNOWN))
+    if known:
+        more = totals["radiographs"]["seen"] - known
+        said = f"nothing new: {known} radiographs are in earlier packs" + (f", {more} cannot be used" if more else "")
+        return NothingNewError(f"{said}, so no shards are made")
     name = "radiographs" if totals["radiographs"]["seen"] else "files"
     commonest = "; ".join(f"{count} x {reason}" for reason, count in reasons[name].most_common(3))
-    return (
+    return PackError(
         f"no {name[:-1]} of {totals[name]['seen']} could be used ({commonest or 'the sources are empty'}): check them"
     )

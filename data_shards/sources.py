@@ -17,7 +17,7 @@ from typing import IO, NamedTuple
 from data_shards.archives import refusal
 from data_shards.errors import MemberError, PackError
 from data_shards.limits import SPOOL_GB, Expansion
-from data_shards.manifest import is_pack
+from data_shards.manifest import WORKING, is_pack
 from data_shards.member import Member
 from data_shards.nesting import REST_LOST, archive_kind, files_in, inside, unfolded
 from data_shards.spool import Spool
@@ -171,8 +171,8 @@ def _in_folder(folder: Path, leaves: Collection[Path]) -> Iterator[Member]:
         for entry in entries:
             if entry.name in names and Path(entry.path).resolve() in leaves:
                 continue
-            if entry.is_dir(follow_symlinks=False) and is_pack(Path(entry.path)):
-                yield Member(Path(entry.path).relative_to(folder).as_posix(), 0, io.BytesIO, _PACKED)
+            if entry.is_dir(follow_symlinks=False) and (reason := _made_here(Path(entry.path))):
+                yield Member(Path(entry.path).relative_to(folder).as_posix(), 0, io.BytesIO, reason)
             elif entry.is_dir(follow_symlinks=False):
                 folders.append(Path(entry.path))
             else:
@@ -181,6 +181,16 @@ def _in_folder(folder: Path, leaves: Collection[Path]) -> Iterator[Member]:
 
 
 _PACKED = "a folder of shards that `pack` made: pack what it was made of, or name this folder itself"
+
+
+_PACKING = "the working folder of a pack that is not finished: finish it, or remove it"
+
+
+def _made_here(folder: Path) -> str:
+    """Why a folder that `pack` made holds no radiographs to pack; empty where it made none."""
+    if folder.name.endswith(WORKING) and folder.name.startswith("."):
+        return _PACKING
+    return _PACKED if is_pack(folder) else ""
 
 
 def _member(path: Path, name: str) -> Member:

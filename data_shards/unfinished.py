@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_shards.errors import PackError
+from data_shards.errors import NothingNewError, PackError
 from data_shards.journal import SPOOL
-from data_shards.manifest import MANIFEST
+from data_shards.manifest import MANIFEST, WORKING
 
 _LOCK, _MADE = "lock", "made"
 
@@ -38,6 +38,9 @@ def unfinished(out: Path) -> Iterator[Path]:
                 f"cannot write {error.filename or folder} ({error.strerror}): free some space, then the same command "
                 "goes on"
             ) from None
+        except NothingNewError:  # the same command would come to the same end
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         finally:
             if not _worth_keeping(folder, out):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -76,7 +79,7 @@ def was_finishing(out: Path) -> bool:
 
 def working_folder(out: Path) -> Path:
     """Where a pack into `out` works until it is finished."""
-    return out.absolute().parent / f".{out.absolute().name}.packing"
+    return out.absolute().parent / f".{out.absolute().name}{WORKING}"
 
 
 def _worth_keeping(folder: Path, out: Path) -> bool:

@@ -39,6 +39,11 @@ for fine-tuning on labelled crops.
 """
 
 
+def is_card(text: str) -> bool:
+    """Whether a README is such a card."""
+    return text.startswith("---\n") and "\nlibrary_name: timm\n" in text[:200]
+
+
 def model_card(weights: Weights, onnx: dict[str, Any] | None) -> str:
     """Markdown with front matter as Hugging Face reads it. `onnx` is what write_onnx found, None if there is no graph.
 

@@ -107,7 +107,8 @@ def curve(config: CurveConfig, weights: Weights, accelerator: Accelerator) -> di
         "classes": classes.tolist(),
         "chance": round(1 / len(np.unique(codes[tested])), 4),
         "balanced_accuracy": scores,
-        "chosen_on_validation_patients": points.table("chosen", drawn),
+        "rate_or_l2": points.table("chosen", drawn),
+        "chosen_on_validation_patients_from": f"{ENOUGH} labelled patients on; below, it is the middle one",
         "learnt_from": sizes,
         "tested": {"crops": int(tested.sum()), "patients": len(np.unique(crops.patients[tested]))},
     }

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from safetensors.torch import save
 from torch import Tensor
 
-from downstream.card import model_card
+from downstream.card import is_card, model_card
 from downstream.config import CropsConfig, DownstreamError, WeightsConfig
 from downstream.crops import find_crops
 from downstream.features import embed_crops
@@ -59,6 +59,8 @@ def export(config: WeightsConfig, weights: Weights) -> dict[str, Any]:
     options = {"in_chans": 1, "num_classes": 0, **(release.options if release else {})}
     plain = timm.create_model(timm_name, pretrained=False, **options)
     out = Path(config.out)
+    if (out / "README.md").exists() and not is_card((out / "README.md").read_text(encoding="utf-8", errors="replace")):
+        raise DownstreamError(f"{out / 'README.md'} is not of an export, and one would replace it: name another --out")
     for name in ("model.onnx", "README.md"):
         (out / name).unlink(missing_ok=True)  # of an earlier export: it would be beside other weights
     content = save(plain_keys(model, list(plain.state_dict()), weights.backbone))

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,10 @@ def processes() -> Iterator[Accelerator]:
     accelerator.end_training()  # a gloo group left to the interpreter's end sometimes aborts
 
 
+RESULTS = ("metrics.json", "report.html", "predictions.csv", "mistakes.png")
+"""What is written of all folds together, at the end."""
+
+
 def finetune(config: FinetuneConfig, weights: Weights, accelerator: Accelerator) -> dict[str, Any]:
     """Train and test every fold, and score the predictions of all together; called on every process alike.
 
@@ -65,6 +69,9 @@ def finetune(config: FinetuneConfig, weights: Weights, accelerator: Accelerator)
     for remark in remarks if accelerator.is_main_process else ():
         print(f"warning: {remark}", file=sys.stderr)
 
+    if accelerator.is_main_process:
+        numbers = range(len(folds) + 1, len(list(Path(config.out).glob("fold-*.pth"))) + 1)
+        _clear(Path(config.out), [f"fold-{n}.{kind}" for n in numbers for kind in ("pth", "json")])
     probabilities = np.full((len(crops), len(classes)), np.nan)
     number = np.zeros(len(crops), int)
     results = []
@@ -88,7 +95,9 @@ def finetune(config: FinetuneConfig, weights: Weights, accelerator: Accelerator)
     tested = np.flatnonzero(number)
     truth, found, patients = codes[tested], probabilities[tested], crops.patients[tested]
     measured = _measured(config, classes, truth, found, patients)
+    height, width = weights.size
     measured |= {
+        "input": f"{weights.backbone}, crops at {height} x {width} px, mean {weights.mean:g}, std {weights.std:g}",
         "folds": results,
         "precision": resolve_precision("auto", accelerator.device).name,
         "processes": accelerator.num_processes,
@@ -100,8 +109,6 @@ def finetune(config: FinetuneConfig, weights: Weights, accelerator: Accelerator)
         table = _table(crops, tested, number, classes, codes, found)
         replace_atomically(out / "predictions.csv", lambda file: file.write(table.encode()))
         page.write(out, measured, page.worst(crops, tested, classes, truth, found))
-        for n in range(1, len(folds) + 1):
-            (out / f"fold-{n}.json").unlink(missing_ok=True)
     return measured
 
 
@@ -125,6 +132,8 @@ def _result(
         if accelerator.is_main_process:
             print(f"fold {n} is done already")
         return dict(held[0])
+    if accelerator.is_main_process:
+        _clear(path.parent, RESULTS)
     began = time.monotonic()
     trained = train_classifier(
         weights.model,
@@ -154,6 +163,12 @@ def _result(
         kept = json.dumps({"identity": identity, **result})
         replace_atomically(path.with_suffix(".json"), lambda file: file.write(kept.encode()))
     return result
+
+
+def _clear(out: Path, names: Sequence[str]) -> None:
+    """Remove what an earlier command left: it would lie beside other folds."""
+    for name in names:
+        (out / name).unlink(missing_ok=True)
 
 
 def _identity(fold: Fold, config: FinetuneConfig, weights: Weights, crops: Crops, codes: np.ndarray, ranks: int) -> str:
@@ -190,6 +205,8 @@ def _measured(
         for name, value in values.items()
     }
     names = [str(name) for name in classes]
+    lacking = metrics.lacking(truth, patients, config.draws, config.seed)
+    of_classes = f"each over the classes that it has (all, in {1 - lacking:.0%})" if lacking else "each of all classes"
     return {
         "label": config.label,
         "protocol": "query" if config.query else f"{config.folds} patient-disjoint, stratified folds",
@@ -197,7 +214,7 @@ def _measured(
         "patients": len(np.unique(patients)),
         "classes": names,
         "scores": scores,
-        "interval": f"95 %, percentiles of {config.draws} bootstrap draws of patients",
+        "interval": f"95 %, percentiles of {config.draws} bootstrap draws of patients, {of_classes}",
         "chance": round(1 / len(np.unique(truth)), 4),
         "by_class": dict(zip(names, map(_rounded, metrics.by_class(truth, found, patients)), strict=True)),
         "confusion": metrics.confusion(truth, found.argmax(1), len(classes)).tolist(),

@@ -88,7 +88,10 @@ def doubts(
     ]
     carriers = [len(np.unique(crops.patients[codes == k])) for k in range(len(classes))]
     rare = [f"{classes[k]} ({carriers[k]})" for k in range(len(classes)) if carriers[k] < len(folds)]
+    few = [f"{classes[k]} ({carriers[k]})" for k in range(len(classes)) if carriers[k] < 5]
     said = []
+    if few:
+        said.append(f"so few patients carry {', '.join(few)} that draws of patients miss them: intervals say little")
     if rare:
         said.append(
             f"fewer patients than the {len(folds)} folds carry {', '.join(rare)}: some folds do not test these classes"

@@ -98,6 +98,15 @@ def intervals(
     }
 
 
+def lacking(truth: np.ndarray, patients: np.ndarray, draws: int, seed: int) -> float:
+    """Share of those draws that lack one of the classes in `truth`: what few patients carry is in few draws."""
+    unique, numbers = np.unique(patients, return_inverse=True)
+    carried = np.zeros((len(unique), truth.max() + 1), int)
+    np.add.at(carried, (numbers, truth), 1)
+    had = bootstrap(len(unique), draws, seed) @ carried[:, carried.any(0)]
+    return float((had == 0).any(1).mean())
+
+
 def bootstrap(patients: int, draws: int, seed: int) -> np.ndarray:
     """How often each patient is in each draw, int [draws, patients]; every row sums to `patients`."""
     return np.random.default_rng(seed).multinomial(patients, np.full(patients, 1 / patients), size=draws)

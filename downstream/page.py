@@ -142,7 +142,8 @@ average precision are of each class against all others, then the mean.</p>
 <h2>Worst mistakes</h2><p>Truth → prediction with its probability, the surest first; below, the id that
 predictions.csv has.</p>
 <div class="wide">{picture(wrong, "The wrongly classified crops that the model was surest of")}</div>
-<h2>Settings</h2>{listing(json.dumps(metrics["settings"], indent=2))}
+<h2>Settings</h2><p>{text(metrics["input"])}</p>
+{listing(json.dumps(metrics["settings"], indent=2))}
 """
     page = document(f"Fine-tuning: {metrics['label']}", body, _STYLE)
     replace_atomically(out / "report.html", lambda file: file.write(page.encode()))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +90,13 @@ def read_facts(path: Path) -> dict[str, Any]:
     try:
         if not (facts := read_json(path)):
             return {}
-        size = tuple(int(side) for side in facts["input"]["size"])
-        if len(size) != 2:
+        given = facts["input"]
+        size, mean, std = given["size"], float(given["mean"]), float(given["std"])
+        if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
             raise ValueError("input.size is not a height and a width")
-        return {"backbone": str(facts["backbone"]), "size": size} | {
-            name: float(facts["input"][name]) for name in ("mean", "std")
-        }
+        if not (math.isfinite(mean) and 0 < std < math.inf):
+            raise ValueError("input.mean or input.std is not a number to scale by")
+        return {"backbone": str(facts["backbone"]), "size": tuple(size), "mean": mean, "std": std}
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise CheckpointError(
             f"the facts in {path} cannot be read ({type(error).__name__}: {error}): copy them again, or remove the file"

@@ -104,7 +104,8 @@ class Trainer:
         temperatures = rates.teacher_temperature, config.method.student_temperature
         monitors = step_monitors(teacher_logits, torch.cat(student_logits, dim=1), targets, temperatures)
         measured = torch.cat([torch.stack(losses).mean(0), gradient_norm.detach()[None], monitors])
-        measured = accelerator.reduce(measured, reduction="mean")
+        of_all = accelerator.reduce(torch.cat([measured, teacher_logits.mean((0, 1))]), reduction="mean")
+        measured, mean_logits = of_all.split([len(measured), config.method.prototypes])
         if not measured.isfinite().all():  # of all ranks, so all ranks stop, weights untouched
             raise NonFiniteError(
                 f"the loss is {measured[0]:g} and the gradient norm {measured[2]:g} at step {self.step}"
@@ -113,8 +114,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
 
         ema_update(self.teacher, self.student, rates.ema_momentum)
-        batch_mean = accelerator.reduce(teacher_logits.mean((0, 1)), reduction="mean")
-        self.center = updated_center(self.center, batch_mean, config.method.center_momentum)
+        self.center = updated_center(self.center, mean_logits, config.method.center_momentum)
         return {"measured": measured, "features": teacher_features.flatten(0, 1)}
 
     def targets(self, logits: Tensor, temperature: float) -> Tensor:

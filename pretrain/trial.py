@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 
 from data_shards.stream import ShardSet, Stream
 from pretrain.auto import resolved
@@ -18,7 +18,7 @@ from pretrain.combined import save_combined
 from pretrain.config import Config
 from pretrain.initial import read_initial, start_from
 from pretrain.monitors import memory_bytes
-from pretrain.precision import resolve_precision, resolve_threads
+from pretrain.precision import accelerator_of, resolve_precision, resolve_threads
 from pretrain.shards import open_sets, phantom_shards, shard_cache
 from pretrain.trainer import Trainer
 from pretrain.watchdog import Watchdog
@@ -78,8 +78,7 @@ def trial(config: Config, state: PartialState, watchdog: Watchdog, folder: Path)
     head = initial.prototypes if initial else None
     config, _ = resolved(config, len(stream), state.device.type, state.num_processes, head=head)
     reader_rate = _reader_rate(config, stream, state)
-    on_cpu = state.device.type == "cpu"
-    trainer = Trainer(config, Accelerator(cpu=on_cpu, mixed_precision=precision.mixed), stream)
+    trainer = Trainer(config, accelerator_of(state.device, precision), stream)
     if initial:
         start_from(initial, config, trainer.student, trainer.teacher)
     if state.device.type == "cuda":

@@ -40,7 +40,7 @@ def test_every_line_has_every_point(curved, shards):
     ]
     assert all(count["patients"] == 4 for count in metrics["learnt_from"]["0.25"])  # of 16, with 6 crops each
     assert metrics["balanced_accuracy"]["finetune trained"]["1"][0] > 0.9  # the signal is planted
-    chosen = metrics["chosen_on_validation_patients"]
+    chosen = metrics["rate_or_l2"]
     assert set(chosen) == {f"{s.method} {s.source}" for s in SERIES if s.method != "knn"}
     assert chosen["finetune random"]["0.25"] == [1e-3] * 2  # of 4 patients: the middle one, of two the greater
     assert chosen["finetune random"]["1"][0] in (1e-9, 1e-3)

@@ -131,13 +131,20 @@ def test_a_graph_that_is_not_the_backbone_is_refused(damage, honest_graph, check
     monkeypatch.setattr(onnx_export, "make_graph", wrong)
     out = tmp_path / "x"
     out.mkdir()
-    for name in ("model.onnx", "README.md"):
-        (out / name).write_text("of other weights")
+    for name, text in (("model.onnx", "of other weights"), ("README.md", "---\nlibrary_name: timm\n---\n")):
+        (out / name).write_text(text)
     said = mistake(capsys, "export", "--checkpoint", checkpoint, "--out", out)
     assert TINY in said
     assert ("features other than torch's" if damage in ("value", "nan") else "cannot be made an ONNX graph") in said
     assert "pip install" in said
     assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_readme_of_somebody_else_is_not_replaced(checkpoint, tmp_path, capsys):
+    (tmp_path / "README.md").write_text("my notes")
+    said = mistake(capsys, "export", "--checkpoint", checkpoint, "--out", tmp_path)
+    assert "is not of an export" in said
+    assert (tmp_path / "README.md").read_text() == "my notes"
 
 
 @pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])

@@ -156,7 +156,12 @@ def test_a_killed_command_continues_with_the_next_fold(tuned, shards, checkpoint
     assert len(calls) == 3
     assert "fold 1 is done already" in capsys.readouterr().out
     assert timeless(found["folds"]) == timeless(tuned[1]["folds"])
-    assert not list(tmp_path.glob("fold-*.json"))
+    assert sorted(p.name for p in tmp_path.glob("fold-*.json")) == [f"fold-{n}.json" for n in (1, 2)]
+    run("finetune", checkpoint, tmp_path, *options)
+    assert len(calls) == 3  # a finished command trains nothing anew
+    (tmp_path / "fold-3.pth").write_bytes(b"of an earlier command with three folds")
+    run("finetune", checkpoint, tmp_path, *options)
+    assert not (tmp_path / "fold-3.pth").exists()
 
 
 def test_a_fold_of_another_command_is_trained_anew(tuned, ready, tmp_path):
@@ -191,7 +196,7 @@ def test_a_fold_of_another_command_is_trained_anew(tuned, ready, tmp_path):
 def test_what_is_written_names_no_place_and_asks_for_nothing(tuned, shards, checkpoint):
     out, found = tuned
     names = {path.name for path in out.iterdir()}
-    folds = {f"fold-{n}.pth" for n in (1, 2)}
+    folds = {f"fold-{n}.{kind}" for n in (1, 2) for kind in ("pth", "json")}
     assert names == {"metrics.json", "predictions.csv", "mistakes.png", "report.html", *folds}
     for name in ("metrics.json", "predictions.csv", "report.html"):
         text = (out / name).read_text()
@@ -310,7 +315,8 @@ def test_doubtful_classes_are_named():
     codes[patients == 7] = 2  # one patient's own class
     crops, classes = crops_of(patients, codes), np.array(["a", "b", "odd"])
     config = config_of(folds=3, validation=0)
-    rare, unlearnt, last = doubts(config, crops, codes, classes, split(config, crops, codes, classes))
+    few, rare, unlearnt, last = doubts(config, crops, codes, classes, split(config, crops, codes, classes))
+    assert few.startswith("so few patients carry odd (1) that draws of patients miss them")
     assert rare.startswith("fewer patients than the 3 folds carry odd (1):")
     assert unlearnt.startswith("odd: tested where no crop of the class was trained on")
     assert "the last epoch counts" in last

@@ -211,3 +211,23 @@ def test_label_files_of_duplicates_are_not_blamed(tmp_path):
         "a duplicate: the same pixels are in this pack": 1,
         "its boxes are of radiographs that are not used": 1,
     }
+
+
+def test_a_month_without_anything_new_leaves_nothing_behind(tmp_path):
+    source = folder_of(tmp_path / "in", {"p1/a.png": saved(scan(1)), "p2/b.png": saved(scan(2))})
+    packed(source, tmp_path / "jan")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(PackError, match="nothing new: 2 radiographs are in earlier packs, so no shards are made"):
+        packed(source, tmp_path / "feb", against=[tmp_path / "jan"])
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_of_two_that_are_near_the_deeper_stays(tmp_path):
+    deep = scan(3).astype(np.uint16) << 4
+    shade = np.clip(scan(3).astype(int) + 2, 0, 255).astype(np.uint8)
+    for names in ("ab", "ba", "cd", "dc"):  # of which each has other ids
+        both = {f"{names[0]}.png": saved(deep), f"{names[1]}.png": saved(shade)}
+        options = {"depth": 16, "boxes": "none", "patient": None, "near_bits": 32, "drop_near": True}
+        packed(folder_of(tmp_path / names, both), tmp_path / f"{names}-out", **options)
+        samples = ShardSet(tmp_path / f"{names}-out")
+        assert [samples.meta(i)["source_bits"] for i in range(len(samples))] == [12]

@@ -821,3 +821,12 @@ def test_the_stored_png_loses_nothing_and_is_small_where_nothing_varies(dtype: t
         with Image.open(io.BytesIO(raw)) as image:  # another reader than the stream's
             assert np.array_equal(np.asarray(image), pixels)
         assert len(raw) < most * pixels.nbytes
+
+
+def test_what_a_column_of_teeth_says_that_is_no_tooth_is_counted():
+    names = LabelList()
+    for place, text in enumerate(("36", "9", "36,37", "Jane Doe", "UL6", "9")):
+        names.of({"fdi": text}, f"row {place}")
+    names.name_teeth([])
+    found = names.withhold([])["fdi"]
+    assert (found.texts, found.boxes, found.first) == (4, 5, "row 1")

@@ -826,3 +826,17 @@ def test_blanks_in_a_header_take_no_time(magic, tmp_path):
     began = time.perf_counter()
     pack(PackConfig([tmp_path / "a.ppm"], tmp_path / "out", key=b"a public key for tests", quiet=True))
     assert time.perf_counter() - began < 20  # not 2 ** 60 attempts
+
+
+def test_the_working_folder_of_another_pack_is_not_packed(tmp_path):
+    """Its spool is a tar of tooth crops, which would be radiographs of patients of their own."""
+    image = np.random.default_rng(0).integers(0, 255, (60, 50), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    working = tmp_path / ".other.packing"
+    working.mkdir()
+    Image.fromarray(image.T.copy()).save(working / "spool.png")
+    manifest = pack(PackConfig([tmp_path], tmp_path / "out", key=b"a public key for tests", quiet=True))
+    assert manifest["ledgers"]["radiographs"]["seen"] == 1
+    assert manifest["reasons"]["files"] == {
+        "the working folder of a pack that is not finished: finish it, or remove it": 1
+    }
