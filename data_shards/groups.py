@@ -12,6 +12,7 @@ from data_shards.ids import Key
 from data_shards.ledger import Ledgers
 from data_shards.manifest import MANIFEST, NEAR
 from data_shards.near import near_pairs
+from data_shards.progress import progress
 from data_shards.shard_set import ShardSet
 
 HERE, EARLIER = "this pack", "an earlier pack"
@@ -36,7 +37,7 @@ class Earlier:
     joined: list[tuple[str, str]] = field(default_factory=list)
 
 
-def read_earlier(folders: Sequence[str | Path], key: Key) -> Earlier:
+def read_earlier(folders: Sequence[str | Path], key: Key, quiet: bool = True) -> Earlier:
     """Earlier packs and their holdouts. Raises PackError for a pack of another key, whose ids mean nothing here."""
     found = Earlier()
     for folder in map(Path, folders):
@@ -44,7 +45,7 @@ def read_earlier(folders: Sequence[str | Path], key: Key) -> Earlier:
             samples = ShardSet(part)
             if samples.manifest.get("key") != key.check():
                 raise PackError(f"{part} was packed with another key, so its radiographs cannot be compared: use --key")
-            for i in range(len(samples)):
+            for i in progress(range(len(samples)), desc=f"reading {part.name}", unit=" samples", disable=quiet):
                 meta = samples.meta(i)
                 one = meta["radiograph"], meta["patient"]
                 found.pixels.setdefault(meta["pixels"], one)
@@ -80,6 +81,11 @@ class Patients:
             self._parent[second] = first
             if first in self._trained and second in self._held:
                 self.torn.append((first, second))
+
+    def is_known(self, patient: str) -> bool:
+        """Whether an earlier pack has put that patient on a side."""
+        id_ = self.of(patient)
+        return id_ in self._trained or id_ in self._held
 
     def of(self, patient: str) -> str:
         """The id under which a patient goes."""

@@ -64,9 +64,13 @@ class Entry(NamedTuple):
 
     @property
     def names_mask(self) -> bool:
-        """Whether its name is a mask's: in a folder for masks or `labels`, or `<stem>_mask.<suffix>`."""
-        folders = {part.lower() for part in self.path.parts[:-1]}
-        return bool(folders & (MASK_FOLDERS | {"label", "labels"}) or _MASK_NAME.search(self.name))
+        """Whether its name is a mask's: in a folder for masks or `labels`, or `<stem>_mask.<suffix>`.
+
+        Of several such folders the innermost counts: in `segmentation/images` are images.
+        """
+        folders = [part for part in map(str.lower, self.path.parts[:-1]) if part in TWIN_FOLDERS]
+        inside = bool(folders) and folders[-1] in MASK_FOLDERS | {"label", "labels"}
+        return inside or _MASK_NAME.search(self.name) is not None
 
     def unmasked(self) -> "Entry":
         """Itself under the stem of the image that it would be a mask of."""

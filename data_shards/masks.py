@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 
 from data_shards.images import FORMATS
+from data_shards.quiet import quiet
 
 SMALLEST_SHARE = 1e-4
 """Of the mask's area. A tooth takes up 50 times as much of a panoramic radiograph; what is smaller is a slip."""
@@ -50,7 +51,8 @@ def read_mask(raw: bytes) -> Mask:
     image that is nearly black and white, as JPEG and smoothing leave it, is parted at half.
     """
     try:
-        values, names = _values(raw)
+        with quiet():  # decoders quote what they read
+            values, names = _values(raw)
         boxes, areas, labels = _parts(values, names)
     except _MaskError as error:
         return Mask(np.empty((0, 4), np.int32), np.empty(0, np.int32), (), (1, 1), str(error))

@@ -90,7 +90,7 @@ def pack(config: PackConfig) -> dict[str, Any]:
         )
     if config.near_bits is None and plan.whole:
         say("near duplicates are not sought among crops, as neighbouring teeth look alike (--near-bits seeks them)")
-    earlier = read_earlier(config.against, key)
+    earlier = read_earlier(config.against, key, config.quiet)
     near = within(config, plan.whole)
     for folder in earlier.unhashed if near is not None else []:
         say(f"near duplicates of {folder} cannot be found: it was packed without seeking them, so it has no hashes")

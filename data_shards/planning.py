@@ -61,8 +61,10 @@ def plan_boxes(
     elif forced:
         raise PackError(f"no annotations of the kind {forced} were found: choose another --boxes")
     else:
+        lacking = _unlabelled(found, labels)
         raise PackError(
-            f"no boxes in {choice}: give COCO json, VOC xml, YOLO text, lines of corners, masks, or a table with the "
+            f"no boxes in {choice}{lacking}: give COCO json, VOC xml, YOLO text, lines of corners, masks, or a table "
+            "with the "
             "columns image,x0,y0,x1,y1 (for whole images, image and a label: finding, class or one named with --labels)"
         )
     _check_columns(found, labels, plan)
@@ -90,6 +92,15 @@ def _whole(images: Sequence[Entry], why: str, classes: bool, key: Key, ledgers: 
     names.name_teeth(["class"])  # folders were asked for by --boxes
     plan.settle(names, ["class"])
     return plan
+
+
+def _unlabelled(found: Recognised, asked: Sequence[str]) -> str:
+    """Of tables that name images, but say nothing of them that may be kept: what columns they have."""
+    tables = [table for table in found.tables if not table.place and not table.whole(asked)]
+    if not tables:
+        return ""
+    there = sorted({column for table in tables for column in table.others()})
+    return f", whose table lacks {', '.join(asked) or 'a label'} and has {', '.join(there) or 'only images'}"
 
 
 def _from_annotations(

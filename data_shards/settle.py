@@ -122,8 +122,14 @@ def write_parts(
     )
     if not settled.frames:
         raise _why_nothing(ledgers)
-    if (share or held) and not (held and kept):
-        patients = len({settled.patients.of(f.patient) for f in settled.frames})
+    known = all(settled.patients.is_known(f.patient) for f in settled.frames)  # nobody is left to be chosen
+    patients = len({settled.patients.of(f.patient) for f in settled.frames})
+    if known and not kept:
+        raise PackError(
+            f"all {patients} patients are held out in earlier packs, which leaves none to train on: pack these sources "
+            "together with those of another month"
+        )
+    if (share or held) and not (held and kept) and not known:
         verb = "raise" if kept else "lower"
         raise PackError(
             f"a holdout of {share} leaves one side of {patients} patients empty: {verb} --holdout, or pack more"
@@ -197,6 +203,11 @@ def _why_nothing(ledgers: Ledgers) -> PackError:
         return NothingNewError(f"{said}, so no shards are made")
     name = "radiographs" if totals["radiographs"]["seen"] else "files"
     commonest = "; ".join(f"{count} x {reason}" for reason, count in reasons[name].most_common(3))
+    boxes = ", ".join(f"{count} x {reason}" for reason, count in reasons["boxes"].most_common(1))
+    of_boxes = (
+        f"; of the boxes {boxes}" if boxes and not reasons["boxes"].most_common(1)[0][0].startswith(UNUSED) else ""
+    )
     return PackError(
-        f"no {name[:-1]} of {totals[name]['seen']} could be used ({commonest or 'the sources are empty'}): check them"
+        f"no {name[:-1]} of {totals[name]['seen']} could be used ({commonest or 'the sources are empty'}{of_boxes}): "
+        "check them"
     )

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from data_shards.books import read_lines
+from data_shards.books import FORM, MAIN, misfit, read_lines
+from data_shards.errors import ShardError
 from data_shards.labels import KNOWN_COLUMNS, RESERVED
-from data_shards.manifest import NEAR, REJECTED
+from data_shards.manifest import MANIFEST, NEAR, REJECTED
 from data_shards.progress import progress
 from data_shards.shard_set import ShardSet
 
@@ -82,6 +83,9 @@ class Survey:
 
 def survey(samples: ShardSet, quiet: bool = False) -> Survey:
     """Read every sample's JSON and the pixels of `MEASURED` of them. Raises ShardError where they cannot be read."""
+    form = FORM | (MAIN if samples.manifest.get("part") == "main" else {})
+    if samples.manifest and isinstance(samples.path, Path) and (wrong := misfit(samples.manifest, form)):
+        raise ShardError(f"{samples.path / MANIFEST} has no valid `{wrong}`: copy it, or pack again")
     found = Survey(len(samples), len(samples.shard_sizes), _megabytes(samples), samples.manifest)
     fields: dict[str, Counter[str]] = defaultdict(Counter)
     numbers: dict[str, list[float]] = defaultdict(list)

@@ -179,9 +179,11 @@ def _agree(key: str, pixels: np.ndarray, meta: dict[str, Any]) -> bool:
     deep = pixels.dtype == np.uint16
     if meta.get("id") != key or [meta.get("height"), meta.get("width")] != [*pixels.shape]:
         return False
+    if any(type(meta[name]) is not int for name in ("height", "width")):  # 100.0 is no number of pixels
+        return False
     if not all(isinstance(meta.get(name), str) for name in ("radiograph", "patient", "source")):
         return False
-    return isinstance(bits, int) and (8 < bits <= 16 and int(pixels.max()) < 1 << bits if deep else bits == 8)
+    return type(bits) is int and (8 < bits <= 16 and int(pixels.max()) < 1 << bits if deep else bits == 8)
 
 
 def _number(id_: str) -> int:

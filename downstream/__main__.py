@@ -230,6 +230,9 @@ def told_once() -> Iterator[None]:
             sys.stdout.flush()
         except BrokenPipeError:
             end_quietly()
+        except KeyboardInterrupt:
+            print("stopped: the same command goes on from what is done", file=sys.stderr)
+            sys.exit(130)
         except (*MISTAKES, OSError) as error:
             line = _explained(error)
         except Exception as error:

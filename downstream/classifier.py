@@ -165,7 +165,10 @@ def predict(
     for images, _ in views.batches(in_order(share, config.batch_size)):
         logits = _logits(model, weights, images, accelerator.device)
         found.append(logits.float().cpu().double().softmax(1).numpy())
-    return np.concatenate(gather_object([np.concatenate(found)]))
+    probabilities = np.concatenate(gather_object([np.concatenate(found)]))
+    if not np.isfinite(probabilities).all():
+        raise DivergedError("training diverged in its last steps, and the model answers nothing: lower --lr")
+    return probabilities
 
 
 @dataclass(frozen=True)

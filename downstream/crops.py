@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_shards.labels import RESERVED
 from data_shards.shard_set import ShardSet
 from downstream.config import DownstreamError
 
@@ -31,10 +32,17 @@ class Crops:
 
     def doubts(self) -> list[str]:
         """What a reader of scores must know of the patients."""
-        if not self.unclaimed:
-            return []
-        said = f"{self.unclaimed} of {len(self)} crops state no patient, so each counts as one"
-        return [f"{said}, and no score here is known to be of new patients"]
+        said = []
+        if self.unclaimed:
+            stated = f"{self.unclaimed} of {len(self)} crops state no patient, so each counts as one"
+            said.append(f"{stated}, and no score here is known to be of new patients")
+        keys = {shards.manifest["key"] for shards in self.sets if "key" in shards.manifest}
+        if len(keys) > 1:
+            said.append(
+                f"the shards were packed with {len(keys)} keys, under which one patient has several ids: who is in two "
+                "of them counts as two (`pack` takes one --key for all)"
+            )
+        return said
 
     def image(self, i: int) -> np.ndarray:
         """Crop `i` as stored, uint8 or uint16 [h, w]."""
@@ -59,9 +67,9 @@ def find_crops(shards: Sequence[str], labels: Sequence[str], query: Sequence[str
     for side, folders in ((~is_query, shards), (is_query, query or ())):
         for label, column in columns.items():
             if folders and not any(column[side]):
-                fields = ", ".join(sorted({field for meta in metas.values() for field in meta}))
+                fields = ", ".join(sorted({field for meta in metas.values() for field in meta} - RESERVED))
                 raise DownstreamError(
-                    f"no crop carries the label '{label}' in {', '.join(folders)}; they have {fields}"
+                    f"no crop carries the label '{label}' in {', '.join(folders)}; they have {fields or 'none'}"
                 )
     if both := sorted(set(patients[is_query]) & set(patients[~is_query])):
         raise DownstreamError(

@@ -18,7 +18,7 @@ from downstream.config import CurveConfig, DownstreamError
 from downstream.crops import Crops, find_crops
 from downstream.features import feature_sets
 from downstream.folds import set_apart
-from downstream.probe import choose_l2, fit_predict
+from downstream.probe import choose_l2, fit_predict, unlearnt
 from downstream.weights import Weights
 from pretrain.backbones import Backbone, build_backbone
 from pretrain.checkpoint import replace_atomically
@@ -80,7 +80,8 @@ def curve(config: CurveConfig, weights: Weights, accelerator: Accelerator) -> di
     classes, codes = np.unique(crops.labels[config.label], return_inverse=True)
     if len(classes) < 2:
         raise DownstreamError(f"every crop has {config.label} '{classes[0]}': there is nothing to learn")
-    for remark in crops.doubts():
+    doubts = crops.doubts() + (unlearnt(crops, [config.label]) if config.query else [])
+    for remark in doubts:
         print(f"warning: {remark}", file=sys.stderr)
     tested = crops.query if config.query else set_apart(codes, crops.patients, config.test, config.seed, "--test")
     features = feature_sets(crops, weights, config, config.seed)
@@ -103,7 +104,7 @@ def curve(config: CurveConfig, weights: Weights, accelerator: Accelerator) -> di
     draw_curve(Path(config.out) / "curve.png", config, scores, sizes, 1 / len(np.unique(codes[tested])))
     return {
         "label": config.label,
-        "warnings": crops.doubts(),
+        "warnings": doubts,
         "classes": classes.tolist(),
         "chance": round(1 / len(np.unique(codes[tested])), 4),
         "balanced_accuracy": scores,
@@ -295,7 +296,7 @@ def draw_curve(
     axes.text(1, chance, " chance", transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     axes.set_xscale("log")
     patients = {f: np.mean([count["patients"] for count in counts]) for f, counts in sizes.items()}
-    ticks = [f"{labels[f]:.0f}\n{float(f):.0%}\n{patients[f]:.0f}" for f in sizes]
+    ticks = [f"{labels[f]:.0f}\n{100 * float(f):g} %\n{patients[f]:.0f}" for f in sizes]
     axes.set_xticks(list(labels.values()), ticks)
     axes.minorticks_off()
     axes.set_xlabel("labelled crops; share of all; patients")

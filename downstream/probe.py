@@ -1,6 +1,6 @@
 """What a frozen backbone knows: k-NN and a linear probe, on patients that they have not seen."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from downstream.config import DownstreamError, KnnConfig, LinearConfig, ProbeConfig
-from downstream.crops import find_crops
+from downstream.crops import Crops, find_crops
 from downstream.features import feature_sets
 from downstream.weights import Weights, best_device
 from pretrain.evaluate import balanced_accuracy, knn_predict, patient_folds, unit
@@ -54,7 +54,18 @@ def _probe(config: ProbeConfig, weights: Weights, classify: Classify, cosine: bo
         known = {name: values[carry] for name, values in features.items()}
         scores[label] = score(label, known, crops.labels[label][carry], crops.patients[carry], fold, classify)
     folds = f"{min(config.folds, len(np.unique(crops.patients)))} patient-disjoint folds"
-    return {"protocol": "query" if config.query else folds, "warnings": crops.doubts(), "labels": scores}
+    warnings = crops.doubts() + (unlearnt(crops, config.label) if config.query else [])
+    return {"protocol": "query" if config.query else folds, "warnings": warnings, "labels": scores}
+
+
+def unlearnt(crops: Crops, labels: Sequence[str]) -> list[str]:
+    """Classes that only tested crops have, which can only be wrong."""
+    said = []
+    for label in labels:
+        tested, learnt = (set(crops.labels[label][side]) - {""} for side in (crops.query, ~crops.query))
+        if only := sorted(tested - learnt):
+            said.append(f"{label} {', '.join(only)}: tested, but no crop of the class is learnt from, so all are wrong")
+    return said
 
 
 def score(

@@ -64,6 +64,7 @@ DATASETS: dict[str, Published] = {
 }
 FILES = CHECKPOINTS | DATASETS
 
+_LOWER = {name.lower(): published for name, published in FILES.items()}
 _COPY = re.compile(r" ?\(\d+\)(?=\.\w+$)")  # what a browser adds to the name of a second download
 
 
@@ -84,7 +85,7 @@ def identify(path: Path) -> Identified | None:
 
     Raises DownstreamError for a file with a published name that is not that file, or that cannot be read.
     """
-    claimed = FILES.get(_COPY.sub("", path.name))
+    claimed = _LOWER.get(_COPY.sub("", path.name).lower())
     try:
         megabytes = path.stat().st_size / 1e6
         alike = [p for p in FILES.values() if abs(p.megabytes - megabytes) < 0.011]

@@ -149,8 +149,10 @@ def test_a_killed_command_continues_with_the_next_fold(tuned, shards, checkpoint
 
     monkeypatch.setattr(finetune, "train_classifier", killed_at_the_second)
     options = ("--shards", shards, "--label", "finding", *OPTIONS, "--workers", 0)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as stopped:
         run("finetune", checkpoint, tmp_path, *options)
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err.endswith("stopped: the same command goes on from what is done\n")
     assert not (tmp_path / "metrics.json").exists()
     found = run("finetune", checkpoint, tmp_path, *options)
     assert len(calls) == 3

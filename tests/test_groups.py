@@ -231,3 +231,17 @@ def test_of_two_that_are_near_the_deeper_stays(tmp_path):
         packed(folder_of(tmp_path / names, both), tmp_path / f"{names}-out", **options)
         samples = ShardSet(tmp_path / f"{names}-out")
         assert [samples.meta(i)["source_bits"] for i in range(len(samples))] == [12]
+
+
+def test_a_month_of_known_patients_needs_no_holdout(tmp_path):
+    """Their side is settled, so one side may be empty; where nobody is left to train on, it is said."""
+    first = {f"p{i}/{i}.png": saved(scan(i)) for i in range(12)}
+    packed(folder_of(tmp_path / "in", first), tmp_path / "jan", holdout=0.5)
+    there = {part: set(patients_of(tmp_path / "jan" / part).values()) for part in ("", "holdout")}
+    sides = {part: [i for i in range(12) if patient(f"p{i}") in ids] for part, ids in there.items()}
+    against = {"holdout": 0.5, "against": [tmp_path / "jan"]}
+    more = {part: {f"p{i}/{i + 50}.png": saved(scan(i + 50)) for i in sides[part]} for part in sides}
+    packed(folder_of(tmp_path / "trained", more[""]), tmp_path / "feb", **against)
+    assert not (tmp_path / "feb" / "holdout").exists()
+    with pytest.raises(PackError, match="held out in earlier packs, which leaves none to train on"):
+        packed(folder_of(tmp_path / "held", more["holdout"]), tmp_path / "march", **against)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_shards import verify as verifying
+from data_shards.describe import describe
 from data_shards.manifest import read_manifest, sealed, stated
 from data_shards.pack import PackConfig, pack
 from data_shards.verify import verify
@@ -80,6 +81,22 @@ def test_any_field_of_a_manifest_under_another_name_is_told(copy, name):
     for at in places:
         path.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
         assert told(copy)
+
+
+@pytest.mark.parametrize("field", ["ledgers", "statistics", "sources", "holdout", "reasons", "settings"])
+@pytest.mark.parametrize("value", [None, [], 7])
+def test_describe_says_what_a_manifest_lacks(copy, field, value):
+    forged(copy, lambda manifest: manifest.update({field: value}))
+    with pytest.raises(verifying.ShardError, match=f"no valid `{field}"):
+        describe(copy)
+
+
+def test_a_size_that_is_no_whole_number_is_told(copy):
+    shard = next(copy.glob("*.tar"))
+    raw = shard.read_bytes()
+    found = re.search(rb'"width": (\d+), ', raw)
+    shard.write_bytes(raw.replace(found[0], b'"width":%s.0,' % found[1], 1))
+    assert any("and its JSON disagree" in problem for problem in told(copy))
 
 
 def told(folder):
