@@ -20,9 +20,10 @@ from launch.slurm import SlurmConfig, script
 from pretrain.__main__ import MISTAKES, read_command_line
 from pretrain.backbones import build_backbone
 from pretrain.config import Config, ConfigError
-from pretrain.shards import NO_SHARDS, open_sets, parsed_shards, shard_cache
+from pretrain.shards import NO_SHARDS, parsed_shards
 from pretrain.started import mistake_at_start
-from pretrain.trial import trial
+from pretrain.trainer import NonFiniteError
+from pretrain.trial import Trial, prepare, small_phantom, trial
 from pretrain.watchdog import PEER_LOST, Watchdog
 
 PROG = "python -m launch"
@@ -126,7 +127,7 @@ def doctor_command(argv: Sequence[str]) -> None:
         if state.is_main_process:
             print(checks.table(rows), flush=True)
     state.destroy_process_group()
-    sys.exit(any(row.advice for row in rows))
+    os._exit(any(row.advice for row in rows))  # torch's threads, left to the interpreter's end, abort it at times
 
 
 def examined(config: Config, state: PartialState, watchdog: Watchdog) -> list[checks.Row]:
@@ -147,11 +148,18 @@ def examined(config: Config, state: PartialState, watchdog: Watchdog) -> list[ch
         if rows[-1].advice:  # nothing that follows could be trusted, nor run
             return rows
         free = shutil.disk_usage(beside).free  # before the trial's own files
-        _, failed = _on_all("data", lambda: open_sets(config, shard_cache(config.data)))
-        if not failed:
-            trials, failed = _on_all("ten steps", lambda: trial(config, state, watchdog, folder))
-        if failed:
-            return [*rows, failed]
+        own = state.is_main_process and not config.data.shards
+        made = _on_all("data", lambda: small_phantom(config, folder) if own else None)
+        if isinstance(made, checks.Row):
+            return [*rows, made]
+        phantom = checks.gathered(made)[0]
+        ready = _on_all("data", lambda: prepare(config, state, phantom))
+        if isinstance(ready, checks.Row):
+            return [*rows, ready]
+        found = _on_all("ten steps", lambda: trial(ready, state, watchdog, folder))
+        if isinstance(found, checks.Row):
+            return [*rows, found]
+        trials: list[Trial] = checks.gathered(found)
         main = trials[0]
         slowest = max(t.step_seconds for t in trials)
         seconds = checks.all_reduce_seconds(main.parameters, state.device)
@@ -170,22 +178,22 @@ def examined(config: Config, state: PartialState, watchdog: Watchdog) -> list[ch
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _on_all(check: str, work: Callable[[], T]) -> tuple[list[T], checks.Row | None]:
-    """What `work` returns on every process, and a failing row where it is a mistake on some of them.
+def _on_all(check: str, work: Callable[[], T]) -> T | checks.Row:
+    """What `work` returns here; a failing row, on all processes, where it meets a mistake on one.
 
-    Such a mistake comes before all that processes do together, or on the main process after it.
+    Such a mistake comes before all that processes do together, or after it on the main process, or on all alike.
     """
-    made, mistake = None, ""
+    mistake = ""
     try:
         made = work()
-    except (*MISTAKES, OSError) as error:
+    except (*MISTAKES, NonFiniteError, OSError) as error:
         mistake = one_line(error)
-    outcomes = checks.gathered((made, mistake))
-    failed = {rank: said for rank, (_, said) in enumerate(outcomes) if said}
+    mistakes = checks.gathered(mistake)
+    failed = {rank: said for rank, said in enumerate(mistakes) if said}
     if not failed:
-        return [value for value, _ in outcomes], None
-    ranks = "" if len(failed) == len(outcomes) else f" on rank {', '.join(map(str, failed))}"
-    return [], checks.Row(check, f"cannot be{ranks}", next(iter(failed.values())))
+        return made
+    ranks = "" if len(failed) == len(mistakes) else f" on rank {', '.join(map(str, failed))}"
+    return checks.Row(check, f"a run would end at its start{ranks}", next(iter(failed.values())))
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"doctor": doctor_command, "slurm": slurm_command}

@@ -126,8 +126,8 @@ def storage_row(folder: Path, rank: int) -> Row:
     if said := {trouble: remedy for trouble, remedy in troubles if trouble}:
         return Row("shared storage", f"cannot write beside OUT: {'; '.join(said)}", "; ".join({*said.values()}))
     if blind:
-        named = ", ".join(map(str, blind))
-        return Row("shared storage", f"rank {named} does not see what others write", "put OUT where every node sees it")
+        named = f"rank {blind[0]} does" if len(blind) == 1 else f"ranks {', '.join(map(str, blind))} do"
+        return Row("shared storage", f"{named} not see what others write", "put OUT where every node sees it")
     return Row("shared storage", f"written, synced and read back by {len(troubles)} process(es)")
 
 
@@ -141,7 +141,7 @@ def data_row(crops: int, alone: float, eaten: float, waited: float) -> Row:
     """Crops a second that the readers give, beside what the model eats; `waited` is the share of the trial's time."""
     rates = f"readers alone {alone:.0f} crops/s, the model eats {eaten:.0f}"
     found = f"{crops} crops; {rates}, waiting {waited:.0%} of the time"
-    if waited > 0.1:
+    if waited > 0.1 or alone < 1.2 * eaten:
         return Row("data", found, "raise --data.workers, or bring the shards nearer (local disk)")
     return Row("data", found)
 

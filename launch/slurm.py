@@ -77,6 +77,8 @@ def script(config: SlurmConfig, run: list[str], out: str, code: str, folder: str
 #SBATCH --chdir={folder}
 #SBATCH --output={logs}/%x-%{"A_%a" if config.seeds else "j"}.log
 
+leaving=
+trap 'leaving=yes' USR1
 {config.setup}
 set -u  # not before: what sets up conda or Lmod reads variables that are not set
 command -v accelerate > /dev/null || {{ echo "error: there is no accelerate here; see --setup"; exit 1; }}
@@ -84,9 +86,6 @@ command -v accelerate > /dev/null || {{ echo "error: there is no accelerate here
 rm -f "$out/stop"  # of an earlier try
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export first port=$(({config.port} + ${{SLURM_ARRAY_TASK_ID:-0}}))
-
-leaving=
-trap 'leaving=yes' USR1
 
 echo "$(date -Is) job $SLURM_JOB_ID, try $((${{SLURM_RESTART_COUNT:-0}} + 1)), on $SLURM_JOB_NODELIST"
 srun --export=ALL --kill-on-bad-exit=1 --cpus-per-task={cores} \\

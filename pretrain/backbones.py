@@ -153,6 +153,31 @@ def check_view_size(backbone: Backbone, name: str, size: tuple[int, int]) -> Non
         raise BackboneError(f"backbone '{name}' gave {tuple(channels)}, not (1, {backbone.num_features})")
 
 
+@torch.no_grad()
+def check_width_for_bf16(backbone: Backbone, name: str, size: tuple[int, int]) -> None:
+    """Raise BackboneError where views of `size` (H, W) px shrink to a width of 1 before a convolution with a stride.
+
+    On CPUs with bf16, torch 2.14 (oneDNN) then leaves some of the weight's gradient uninitialised: infinite at times.
+    """
+    narrow = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if cast(nn.Conv2d, module).stride[1] > 1 and inputs[0].shape[-1] == 1:
+            narrow.append(module)
+
+    hooks = [m.register_forward_pre_hook(look) for m in backbone.modules() if isinstance(m, nn.Conv2d)]
+    training = backbone.training
+    backbone.eval()(torch.zeros(1, 1, *size))
+    backbone.train(training)
+    for hook in hooks:
+        hook.remove()
+    if narrow:
+        raise BackboneError(
+            f"backbone '{name}' shrinks views of {size[0]}x{size[1]} px to a width of 1 before its last stage, where "
+            "gradients in bf16 are wrong on CPUs: use wider views, or --precision fp32"
+        )
+
+
 def freeze_unused(backbone: Backbone, size: tuple[int, int]) -> None:
     """Stop training parameters that the last feature map does not depend on, which DDP would wait for in vain.
 

@@ -4,7 +4,6 @@ import os
 from typing import NamedTuple
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from pretrain.config import ConfigError
 
@@ -35,15 +34,6 @@ def resolve_precision(setting: str, device: torch.device) -> Precision:
     if setting != "auto":
         return Precision("bf16" if setting == "bf16" else "no", "from the configuration")
     return Precision("bf16", f"auto: {device.type} computes in it") if _has_bf16(device) else Precision("no", "auto")
-
-
-def accelerator_of(device: torch.device, precision: Precision) -> Accelerator:
-    """Accelerate for a run on devices like this one.
-
-    DDP does not broadcast buffers: BatchNorm's are not used in training, and are measured anew for an export.
-    """
-    buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(cpu=device.type == "cpu", mixed_precision=precision.mixed, kwargs_handlers=[buffers])
 
 
 def resolve_threads(setting: int | None, local_processes: int) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 
 from data_shards.stream import ShardSet, Stream
@@ -20,7 +20,7 @@ from pretrain.identity import differences, extension_note, table
 from pretrain.initial import checksum_of, read_initial, start_from, starting_backbone
 from pretrain.journal import Journal, read_metrics
 from pretrain.knn import TrainingKnn
-from pretrain.precision import accelerator_of, busy_note, resolve_precision, resolve_threads
+from pretrain.precision import busy_note, resolve_precision, resolve_threads
 from pretrain.progress import Progress
 from pretrain.report import Report, format_summary, summary_rows, write_views
 from pretrain.run_folder import RunFolder
@@ -77,7 +77,8 @@ class Run:
         initial = read_initial(config.init) if config.init and not path else None
         self.init = initial.checksum if initial else checksum_of(config.init, was.get("init"))
         config = self.config = self._without_auto(len(stream), was, initial.prototypes if initial else None)
-        self.trainer = Trainer(config, accelerator_of(self.state.device, self.precision), stream)
+        on_cpu = self.state.device.type == "cpu"
+        self.trainer = Trainer(config, Accelerator(cpu=on_cpu, mixed_precision=self.precision.mixed), stream)
         self.saving = Saving(
             config, self.folder, self.trainer, self.sets, self.weights, self.precision, self.threads, self.init
         )

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from data_shards.stream import Stream
-from pretrain.backbones import build_backbone, check_view_size, freeze_unused, release_of
+from pretrain.backbones import build_backbone, check_view_size, check_width_for_bf16, freeze_unused, release_of
 from pretrain.batches import Batch, SampleRecord, normalised, view_batches
 from pretrain.config import Config
 from pretrain.heads import proj_head
@@ -41,8 +42,7 @@ def build_networks(config: Config) -> tuple[Network, Network]:
     """Student and teacher with equal weights, a pure function of the seed (the same on every rank)."""
     torch.manual_seed(config.seed)
     backbone = build_backbone(config.backbone)
-    sizes = [config.views.global_size] + [config.views.local_size] * bool(config.views.local_count)
-    for size in sizes:
+    for size in view_sizes(config):
         check_view_size(backbone, config.backbone, size)
     if not release_of(config.backbone):
         freeze_unused(backbone, config.views.global_size)
@@ -55,6 +55,11 @@ def build_networks(config: Config) -> tuple[Network, Network]:
     return student, teacher
 
 
+def view_sizes(config: Config) -> list[tuple[int, int]]:
+    """(H, W) of the views in px: global, and local where there are such."""
+    return [config.views.global_size] + [config.views.local_size] * bool(config.views.local_count)
+
+
 class Trainer:
     """Student, teacher, center and optimiser of one run, and the loop over its steps."""
 
@@ -62,6 +67,9 @@ class Trainer:
         self.config, self.accelerator, self.stream = config, accelerator, stream
         self.total = config.total_steps(len(stream))
         self.student, self.teacher = build_networks(config)
+        if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
+            for size in view_sizes(config):
+                check_width_for_bf16(self.student.backbone, config.backbone, size)
         self.student.to(accelerator.device)
         self.teacher.to(accelerator.device)
         self.center = torch.zeros(config.method.prototypes, device=accelerator.device)
@@ -153,6 +161,8 @@ class Trainer:
         """
         config, accelerator = self.config, self.accelerator
         self.trained = accelerator.prepare(self.student)  # DDP may replace its buffers
+        if isinstance(self.trained, DistributedDataParallel):
+            self.trained.broadcast_buffers = False  # BatchNorm's are not used, and measured anew for an export
         self._buffers = [b for network in (self.student, self.teacher) for b in network.buffers()]
         self._buffers_before = [b.clone() for b in self._buffers]
         began = time.perf_counter()

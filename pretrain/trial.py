@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 
 from data_shards.stream import ShardSet, Stream
 from pretrain.auto import resolved
@@ -16,9 +16,9 @@ from pretrain.batchnorm import calibration_crops, exported
 from pretrain.checkpoint import save_resume
 from pretrain.combined import save_combined
 from pretrain.config import Config
-from pretrain.initial import read_initial, start_from
+from pretrain.initial import Initial, read_initial, start_from
 from pretrain.monitors import memory_bytes
-from pretrain.precision import accelerator_of, resolve_precision, resolve_threads
+from pretrain.precision import resolve_precision, resolve_threads
 from pretrain.shards import open_sets, phantom_shards, shard_cache
 from pretrain.trainer import Trainer
 from pretrain.watchdog import Watchdog
@@ -61,24 +61,42 @@ class Trial(NamedTuple):
         return (min(config.keep, saves) + stones + 1) * self.checkpoint_bytes + 2 * self.weights_bytes
 
 
-def trial(config: Config, state: PartialState, watchdog: Watchdog, folder: Path) -> Trial:
-    """Run the first steps of `config` on all processes; files go to `folder`, which is to be deleted.
+class Ready(NamedTuple):
+    """What a run reads from, looked at by one process by itself."""
 
-    A recipe without shards is tried on a small phantom. Raises what a run would for a user's mistakes.
+    config: Config
+    stream: Stream
+    initial: Initial | None
+    reader_rate: float
+
+
+def prepare(config: Config, state: PartialState, phantom: Path | None) -> Ready:
+    """Open a run's shards and read some batches: what one process alone finds wrong, before any waits for another.
+
+    `phantom` are the shards of a recipe that has none. Raises what a run would for a user's mistakes.
     """
     config.check(state.num_processes)
-    precision = resolve_precision(config.precision, state.device)
     torch.set_num_threads(resolve_threads(config.threads, state.num_processes if state.device.type == "cpu" else 1))
     sets, weights = open_sets(config, shard_cache(config.data))
-    if not sets:
-        with state.main_process_first():
-            sets = [ShardSet(phantom_shards(_small(config), folder, lambda _: None))]
-    stream = Stream(sets, weights, config.seed, config.data.shard_group)
+    stream = Stream(sets or [ShardSet(phantom or "")], weights, config.seed, config.data.shard_group)
     initial = read_initial(config.init) if config.init else None
     head = initial.prototypes if initial else None
     config, _ = resolved(config, len(stream), state.device.type, state.num_processes, head=head)
-    reader_rate = _reader_rate(config, stream, state)
-    trainer = Trainer(config, accelerator_of(state.device, precision), stream)
+    return Ready(config, stream, initial, _reader_rate(config, stream, state))
+
+
+def small_phantom(config: Config, folder: Path) -> Path:
+    """A few patients for a recipe that renders its own."""
+    data = replace(config.data, phantom_patients=min(24, config.data.phantom_patients))
+    return phantom_shards(replace(config, data=data), folder, lambda _: None)
+
+
+def trial(ready: Ready, state: PartialState, watchdog: Watchdog, folder: Path) -> Trial:
+    """Run the first steps of a run on all processes; files go to `folder`, which is to be deleted."""
+    config, stream, initial, reader_rate = ready
+    precision = resolve_precision(config.precision, state.device)
+    on_cpu = state.device.type == "cpu"
+    trainer = Trainer(config, Accelerator(cpu=on_cpu, mixed_precision=precision.mixed), stream)
     if initial:
         start_from(initial, config, trainer.student, trainer.teacher)
     if state.device.type == "cuda":
@@ -98,9 +116,10 @@ def trial(config: Config, state: PartialState, watchdog: Watchdog, folder: Path)
     durations = [after - before for before, after in zip(ends[warm:-1], ends[warm + 1 :], strict=True)]
     step_seconds = statistics.mean(durations)
     resume, weights_file = folder / "resume.pth", folder / "weights.pth"
+    crops = calibration_crops(stream, config.views.global_size) if state.is_main_process else None
     began = time.perf_counter()
-    if state.is_main_process:
-        network = exported(trainer.teacher, calibration_crops(stream, config.views.global_size), config)
+    if crops is not None:
+        network = exported(trainer.teacher, crops, config)
         save_combined(weights_file, network.backbone, network.proj_head)
         save_resume(resume, trainer.state_dict())
     return Trial(
@@ -118,13 +137,13 @@ def trial(config: Config, state: PartialState, watchdog: Watchdog, folder: Path)
     )
 
 
-def _small(config: Config) -> Config:
-    return replace(config, data=replace(config.data, phantom_patients=min(24, config.data.phantom_patients)))
-
-
 def _reader_rate(config: Config, stream: Stream, state: PartialState) -> float:
-    batches = view_batches(config, stream, 0, STEPS, state.process_index, state.num_processes)
-    next(batches)  # the workers start
+    """Of batches behind those of the trial, which are to be read for the first time there as in a run."""
+    ahead = 1 + 2 * config.data.workers  # read while the workers start
+    ranks = state.process_index, state.num_processes
+    batches = view_batches(config, stream, STEPS, 2 * STEPS + ahead, *ranks)
+    for _ in range(ahead):
+        next(batches)
     began = time.perf_counter()
     read = sum(1 for _ in batches)
     return read * config.data.batch_size / (time.perf_counter() - began)

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 
 from data_shards.stream import ShardSet, Stream
 from pretrain.__main__ import read_command_line
 from pretrain.batches import view_batches
-from pretrain.precision import Precision, accelerator_of
 from pretrain.rates import rates_at
 from pretrain.trainer import Trainer, step_seed
 
@@ -19,7 +19,7 @@ shards, out = sys.argv[1:]
 config, _ = read_command_line(["--recipe", "smoke", "--data.shards", shards])
 config = replace(config, precision="fp32", data=replace(config.data, workers=0))
 torch.set_num_threads(1)
-accelerator = accelerator_of(torch.device("cpu"), Precision("no", "tests"))
+accelerator = Accelerator(cpu=True)
 assert accelerator.num_processes == int(os.environ.get("WORLD_SIZE", "1"))
 stream = Stream([ShardSet(Path(shards))], None, config.seed, config.data.shard_group)
 trainer = Trainer(config, accelerator, stream)

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from augment.config import ViewConfig
 from data_shards.stream import ShardSet, Stream
-from pretrain.backbones import RELEASED, build_backbone, freeze_unused
+from pretrain.backbones import RELEASED, BackboneError, build_backbone, check_width_for_bf16, freeze_unused
 from pretrain.checkpoint import load_resume, save_resume
 from pretrain.combined import load_combined, save_combined
 from pretrain.config import Config, DataConfig
@@ -103,3 +103,12 @@ def test_backbone_trains_resumes_and_reloads_at_the_released_sizes(name, stream,
     crops = torch.randn(2, 1, *whole.config.views.global_size)
     with torch.no_grad():  # other memory formats round differently
         torch.testing.assert_close(backbone.eval()(crops), whole.teacher.backbone.eval()(crops), rtol=1e-3, atol=1e-4)
+
+
+def test_views_too_narrow_for_bf16_on_a_cpu_are_refused():
+    backbone = build_backbone("mambaout_femto")
+    check_width_for_bf16(backbone, "mambaout_femto", (64, 48))
+    with pytest.raises(BackboneError, match="views of 8x8 px to a width of 1"):
+        check_width_for_bf16(backbone, "mambaout_femto", (8, 8))
+    assert backbone.training
+    assert not any(module._forward_pre_hooks for module in backbone.modules())

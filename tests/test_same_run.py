@@ -51,6 +51,7 @@ def test_the_buffers_that_are_saved_do_not_depend_on_the_process_that_saves():
     for norm in (m for m in theirs.modules() if hasattr(m, "running_mean")):
         norm.running_mean.uniform_(5, 6)  # what another slice of the batch left there
         norm.running_var.uniform_(5, 6)
+        norm.num_batches_tracked.fill_(7)
     crops = torch.randint(0, 255, (64, 16, 12), dtype=torch.uint8).numpy()
     saved = [exported(network, crops, Config()).state_dict() for network in (ours, theirs)]
     assert all(torch.equal(value, saved[1][name]) for name, value in saved[0].items())
