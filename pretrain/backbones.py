@@ -89,7 +89,8 @@ class Backbone(nn.Module):
     def checkpoint_gradients(self, name: str) -> None:
         """Compute each block again in the backward pass instead of keeping what it made. Raises BackboneError."""
         try:
-            cast(Any, self.m).set_grad_checkpointing(True)
+            maps = cast(Any, self.m)
+            (maps if hasattr(maps, "set_grad_checkpointing") else maps.model).set_grad_checkpointing(True)
         except (AttributeError, AssertionError, NotImplementedError) as error:
             raise BackboneError(
                 f"timm cannot compute the blocks of backbone '{name}' again: give --optim.gradient_checkpointing false "

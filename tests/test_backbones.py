@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from torch.autograd.graph import saved_tensors_hooks
 
 from augment.config import ViewConfig
 from data_shards.stream import ShardSet, Stream
@@ -112,3 +113,34 @@ def test_views_too_narrow_for_bf16_on_a_cpu_are_refused():
         check_width_for_bf16(backbone, "mambaout_femto", (8, 8))
     assert backbone.training
     assert not any(module._forward_pre_hooks for module in backbone.modules())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["test_resnet", "starnet_s4", *(pytest.param(n, marks=pytest.mark.slow) for n in RELEASED if n != "starnet_s4")],
+)
+def test_blocks_computed_again_give_the_same_gradients_and_keep_less(name):
+    """Gradient checkpointing, with the sum of two crop sizes in one step, as runs have."""
+
+    def trained(again):
+        torch.manual_seed(0)
+        backbone = build_backbone(name).train()
+        if again:
+            backbone.checkpoint_gradients(name)
+        kept = {}  # storages, which stay alive until the backward pass
+        note = lambda tensor: (kept.setdefault(tensor.untyped_storage().data_ptr(), tensor.nbytes), tensor)[1]  # noqa: E731
+        with saved_tensors_hooks(note, lambda tensor: tensor):
+            features = [backbone(torch.randn(4, 1, *size)) for size in ((96, 64), (64, 64))]
+        sum(f.square().sum() for f in features).backward()
+        return {n: p.grad for n, p in backbone.named_parameters() if p.grad is not None}, sum(kept.values())
+
+    (plain, all_kept), (again, kept) = trained(False), trained(True)
+    assert plain.keys() == again.keys()
+    for key, gradient in plain.items():
+        torch.testing.assert_close(again[key], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max() + 1))
+    assert kept < 0.9 * all_kept
+
+
+def test_a_backbone_that_cannot_compute_its_blocks_again_says_so():
+    with pytest.raises(BackboneError, match="gradient_checkpointing false"):
+        build_backbone("hrnet_w18_small").checkpoint_gradients("hrnet_w18_small")

@@ -64,6 +64,7 @@ def recorded(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_five_kills_and_other_numbers_of_workers_leave_the_run_equal_to_the_bit(shards, whole, tmp_path):
     out = tmp_path / "smoke"
     for step, workers in ((2, 2), (6, 0), (8, 1), (12, 3), (17, 2)):

@@ -167,6 +167,7 @@ def test_an_earlier_checkpoint_given_by_name_replaces_what_came_after_it(finishe
     assert "lacks 10 of 10 earlier steps" in smoke(out, None, "--resume", checkpoints / "step-00000010.pth")
 
 
+@pytest.mark.slow
 def test_two_processes_train_on_the_same_batches_and_continue(shards, tmp_path):
     """Started by accelerate launch; killed whole, continued by the same command; equal to an undisturbed run."""
     whole, killed = tmp_path / "whole" / "two", tmp_path / "killed" / "two"

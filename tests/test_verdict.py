@@ -155,9 +155,10 @@ def phantom(tmp_path_factory):
     return phantom_shards(config, tmp_path_factory.mktemp("phantom"), lambda _: None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "code"),
-    [(FORKED, 2), pytest.param(LAUNCHED, 1, marks=pytest.mark.slow)],  # 1 is the launcher's
+    [(FORKED, 2), (LAUNCHED, 1)],  # 1 is the launcher's
 )
 def test_a_collapse_ends_a_run_that_asks_for_it_and_continues_one_that_does_not(command, code, shards, tmp_path):
     out = tmp_path / "run"
