@@ -198,9 +198,9 @@ def _why_nothing(ledgers: Ledgers) -> PackError:
     totals, reasons = ledgers.totals(), ledgers.reasons()
     known = sum(count for reason, count in reasons["radiographs"].items() if reason.endswith(KNOWN))
     if known:
-        more = totals["radiographs"]["seen"] - known
-        said = f"nothing new: {known} radiographs are in earlier packs" + (f", {more} cannot be used" if more else "")
-        return NothingNewError(f"{said}, so no shards are made")
+        others = [f"{n} x {why}" for why, n in reasons["radiographs"].most_common() if not why.endswith(KNOWN)]
+        said = "; ".join([f"nothing new: {known} radiographs are in earlier packs", *others[:3]])
+        return NothingNewError(f"{said}; no shards are made")
     name = "radiographs" if totals["radiographs"]["seen"] else "files"
     commonest = "; ".join(f"{count} x {reason}" for reason, count in reasons[name].most_common(3))
     boxes = ", ".join(f"{count} x {reason}" for reason, count in reasons["boxes"].most_common(1))

@@ -62,13 +62,13 @@ BESIDE_OTHERS = frozenset(_BESIDE.split())
 
 _NUMBER = re.compile(
     r"""(?<![A-Za-z\d.])(?:
-        (?:\d{1,3}\s?-\s?)?\d{1,3}(?:\.\d{1,2})?\s?%  # a share, or from one to another
-        | 0\.\d{1,2}
+        (?:\d{1,3}\s?-\s?)?\d{1,3}(?:[.,]\d{1,2})?\s?%  # a share, or from one to another
+        | 0[.,]\d{1,2}
         | (?:U[RL]|L[RL])[1-8] | Q[1-4]  # Palmer's teeth, quadrants
         | [DE][1-4] | K0\d(?:\.\d)?  # depths of caries, ICD-10
         | [1-8](?:st|nd|rd|th)
-        | [Tt]?\d{1,2}(?:\.\d)?
-    )(?![A-Za-z\d.])
+        | [Tt]?\d{1,2}(?:[.,]\d)?
+    )(?![A-Za-z\d]|[.,]\d)
     | (?<![\d.])\d{1,2}(?:\.\d)?(?![\d.])""",
     re.VERBOSE,
 )

@@ -217,7 +217,7 @@ def test_a_month_without_anything_new_leaves_nothing_behind(tmp_path):
     source = folder_of(tmp_path / "in", {"p1/a.png": saved(scan(1)), "p2/b.png": saved(scan(2))})
     packed(source, tmp_path / "jan")
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(PackError, match="nothing new: 2 radiographs are in earlier packs, so no shards are made"):
+    with pytest.raises(PackError, match="nothing new: 2 radiographs are in earlier packs; no shards are made"):
         packed(source, tmp_path / "feb", against=[tmp_path / "jan"])
     assert sorted(tmp_path.iterdir()) == before
 

@@ -284,12 +284,13 @@ def test_dental_terms():
     """Words of the closed list with at most one small number; what could be a name, a date or an id is none."""
     good = "dental implant,1st Molar,3rd molar,UR6,Q1,Root Piece,Supra Eruption,mental foramen,peri-implantitis,"
     good += "gold crown,"
-    good += "bone loss 15-33%,0.35,35%,D1,E2,K02.1,dens in dente,11-caries,caries D2,molar 11,t11,11.0,"
+    good += "bone loss 15-33%,0.35,12.5,35%,D1,E2,K02.1,dens in dente,11-caries,caries D2,molar 11,t11,11.0,"
     good += "caries,Deep Caries,root_canal,RootCanalTreatment,tooth 36,36,PAI 3,2.5,grade-2,Periapical Lesion,Fillings"
     bad = "Gold,white,11.30,D17,K0712,UR66,7-11-61,12%11,15-33,UR6 11,0.1234,100,Q17,"
     bad += "Ray Bridges,-4711,caries Zebulon,1961,19610723,3-11,23.07.61,caries 12 11,J S,a@b,Dr. Crown,/srv/caries"
     assert [text for text in good.split(",") if not is_dental(text)] == []
     assert [text for text in bad.split(",") if is_dental(text)] == []
+    assert [is_dental(text) for text in ("0,35", "12,5", "12,5 %", "11,30", "3,11,61")] == [True] * 3 + [False] * 2
 
 
 def test_an_error_tells_no_secret(tmp_path, command):
