@@ -15,8 +15,8 @@ from pretrain.batches import view_batches
 from pretrain.rates import rates_at
 from pretrain.trainer import Trainer, step_seed
 
-shards, out = sys.argv[1:]
-config, _ = read_command_line(["--recipe", "smoke", "--data.shards", shards])
+shards, out, *more = sys.argv[1:]
+config, _ = read_command_line(["--recipe", "smoke", "--data.shards", shards, *more])
 config = replace(config, precision="fp32", data=replace(config.data, workers=0))
 torch.set_num_threads(1)
 accelerator = Accelerator(cpu=True)
@@ -31,9 +31,15 @@ batch = next(view_batches(config, stream, 0, 1, *ranks))
 trainer._note_samples(batch.samples)
 torch.manual_seed(step_seed(config.seed, 0, ranks[0]))
 result = trainer.train_step(batch.views, rates_at(config, 0, trainer.total))
-loss, koleo = result["measured"][:2].tolist()
+loss, koleo, gradient = result["measured"][:3].tolist()
 if accelerator.is_main_process:
-    found = {"loss": loss, "koleo": koleo, "center": trainer.center.tolist(), "samples": trainer.samples.tolist()}
+    found = {
+        "loss": loss,
+        "koleo": koleo,
+        "gradient": gradient,
+        "center": trainer.center.tolist(),
+        "samples": trainer.samples.tolist(),
+    }
     Path(out).write_text(json.dumps(found))
 accelerator.wait_for_everyone()  # all is gathered and written
 os._exit(0)  # DDP's gloo threads, left to the interpreter's end, abort some runs (3 of 7)

@@ -14,10 +14,10 @@ from pretrain.heads import proj_head
 from pretrain.student_teacher import Network
 
 
-def first_step(processes: int, shards, out) -> dict:
+def first_step(processes: int, shards, out, *more) -> dict:
     launcher = [PYTHON[0]] if processes == 1 else [*LAUNCHED[:-1], "--num_processes", str(processes)]
     environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    command = [*launcher, "tests/first_step.py", str(shards), str(out)]
+    command = [*launcher, "tests/first_step.py", str(shards), str(out), *more]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     return json.loads(out.read_text())
@@ -26,11 +26,13 @@ def first_step(processes: int, shards, out) -> dict:
 @pytest.mark.slow
 def test_the_first_step_is_the_same_in_1_2_and_4_processes(shards, tmp_path):
     one, two, four = (first_step(n, shards, tmp_path / str(n)) for n in (1, 2, 4))
+    pieces = first_step(2, shards, tmp_path / "pieces", "--optim.micro_batches", "4")
     assert len({row[2] for row in one["samples"]}) == 16
-    for other in (two, four):
+    for other in (two, four, pieces):
         assert other["samples"] == one["samples"]  # indices and checksums of views, in order
         assert other["loss"] == pytest.approx(one["loss"], abs=1e-5)
         assert other["koleo"] == pytest.approx(one["koleo"], abs=1e-5)
+        assert other["gradient"] == pytest.approx(one["gradient"], rel=1e-4)  # of all processes, and of all pieces
         torch.testing.assert_close(torch.tensor(other["center"]), torch.tensor(one["center"]), rtol=0, atol=1e-6)
     assert max(map(abs, one["center"])) > 1e-3  # it has moved
 
