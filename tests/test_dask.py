@@ -1,5 +1,6 @@
 """A pack on a Dask cluster: a real scheduler and real workers, each a process of its own, on this machine."""
 
+import contextlib
 import re
 import signal
 import socket
@@ -30,6 +31,12 @@ def cluster():
     options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1"]
     workers = [subprocess.Popen([*dask, "worker", address, *options], **quiet) for _ in range(2)]
     try:
+        until = time.monotonic() + 60
+        while True:  # on a busy machine it takes longer to import than the client waits
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            assert time.monotonic() < until, "the scheduler does not start"
+            time.sleep(0.1)
         yield address, workers, scheduler
     finally:
         for process in (*workers, scheduler):
