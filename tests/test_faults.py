@@ -113,6 +113,7 @@ def test_two_processes_agree_on_the_checkpoint_that_is_whole(shards, whole, tmp_
     assert_same_run(out, whole(LAUNCHED))
 
 
+@pytest.mark.slow
 def test_from_http_a_run_logs_the_same_and_takes_over_from_a_local_one(shards, whole, tmp_path):
     out, cache = tmp_path / "smoke", tmp_path / "cache"
     killed_after(6, FORKED, out, "--data.shards", shards)
@@ -173,6 +174,7 @@ def test_a_full_disk_costs_checkpoints_but_not_the_run(shards, whole, tmp_path):
     assert_same_run(out, whole())
 
 
+@pytest.mark.slow
 def test_a_disk_that_stays_full_ends_the_run_saying_what_is_saved(shards, whole, tmp_path):
     out = tmp_path / "smoke"
     process = start(FORKED, "--recipe", "smoke", "--out", out, "--data.shards", shards)
