@@ -115,7 +115,7 @@ def pack(config: PackConfig) -> dict[str, Any]:
         shares = source_shares(sources, entries, settled.frames, key)
         settings = recorded(config, plan.format, plan.whole, plan.withheld)
         made = fresh(folder)
-        manifest = write_parts(made, settled, chunks, journal, settings, shares, key, ledgers)
+        manifest = write_parts(made, settled, chunks, journal, settings, shares, key, ledgers, config.quiet)
         if key.table is not None:
             remember(key.table, ((source_id(key, source), "source", str(source.path.resolve())) for source in sources))
             remember(key.table, _table(sources, entries, plan, patients, done))

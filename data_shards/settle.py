@@ -17,6 +17,7 @@ from data_shards.inventory import Entry
 from data_shards.journal import Chunk, Journal
 from data_shards.ledger import Ledgers
 from data_shards.manifest import MANIFEST, NEAR, REJECTED, stated
+from data_shards.progress import progress
 
 NO_CROP = "none of its boxes gives a crop"
 NO_USE = "its boxes are of radiographs that are not used"
@@ -109,6 +110,7 @@ def write_parts(
     shares: list[dict[str, Any]],
     key: Key,
     ledgers: Ledgers,
+    quiet: bool = True,
 ) -> dict[str, Any]:
     """The shard folder, with its holdout in it as a shard folder of its own. Returns the manifest.
 
@@ -134,7 +136,9 @@ def write_parts(
         raise PackError(
             f"a holdout of {share} leaves one side of {patients} patients empty: {verb} --holdout, or pack more"
         )
-    write = partial(_write_part, settled=settled, chunks=chunks, journal=journal, settings=settings, key=key)
+    write = partial(
+        _write_part, settled=settled, chunks=chunks, journal=journal, settings=settings, key=key, quiet=quiet
+    )
     held_manifest = write(folder / "holdout", held) if held else None
     manifest = write(folder, kept)
     statistics_held = held_manifest["statistics"] if held_manifest else {}
@@ -168,6 +172,7 @@ def _write_part(
     journal: Journal,
     settings: dict[str, Any],
     key: Key,
+    quiet: bool,
 ) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
 
@@ -175,7 +180,8 @@ def _write_part(
         found, patient = journal.members(chunks[frame.radiograph]), settled.patients.of(frame.patient)
         return found if patient == frame.patient else of_patient(found, patient)
 
-    pieces = (Piece(frame.size, frame.samples, partial(members, frame)) for frame in frames)
+    bar = progress(frames, desc="writing", unit=" radiographs", disable=quiet)
+    pieces = (Piece(frame.size, frame.samples, partial(members, frame)) for frame in bar)
     shards = write_shards(folder, pieces, int(settings["shard_mb"] * 1e6), settings["shard_samples"])
     index, listed = write_index(folder, shards)
     return {
