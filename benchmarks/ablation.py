@@ -8,22 +8,18 @@ every run.
 """
 
 import argparse
-import ctypes
-import hashlib
 import json
 import math
 import re
 import shlex
-import signal
-import subprocess
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import yaml
+from runs import ROOT, train
 
 from data_shards.remote import Url
 from launch.cli import UserError, fail
@@ -36,9 +32,6 @@ from pretrain.precision import resolve_threads
 from pretrain.run_folder import RunFolder, flat
 from pretrain.scores import labelled_sets
 from pretrain.shards import open_sets, shard_cache
-
-ROOT = Path(__file__).resolve().parent.parent
-LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None), 1
 
 
 def _off(*names: str) -> list[str]:
@@ -152,48 +145,6 @@ def runs_there(out: Path) -> list[tuple[str, int]]:
     names = {name.replace(" ", "-"): name for name in VARIANTS}
     started = [log.stem.rpartition("-") for log in out.glob("*.log")]
     return sorted((names[name], int(seed)) for name, _, seed in started if name in names and seed.isdigit())
-
-
-def train(commands: dict[Path, list[str]], parallel: int) -> bool:
-    """Run what is not finished, in order, so many at a time; False when a signal asked for a stop."""
-    queue = [folder for folder in commands if RunFolder(folder).read_state().get("state") != "finished"]
-    print(f"{len(commands)} runs, {len(commands) - len(queue)} of them finished", flush=True)
-    running: dict[Path, subprocess.Popen[bytes]] = {}
-    asked: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(130) if asked else asked.append(number))
-    while (running or queue) and not asked:
-        for folder in [folder for folder, process in running.items() if process.poll() is not None]:
-            print(f"{folder.name} ended with {running.pop(folder).returncode}, {len(queue)} wait", flush=True)
-        if queue and len(running) < parallel and not is_held(queue[0]):
-            folder = queue.pop(0)
-            running[folder] = start(folder, commands[folder])
-        time.sleep(0.1)
-    for process in running.values():
-        process.terminate()  # it saves first
-    for process in running.values():
-        process.wait()
-    return not asked
-
-
-def is_held(folder: Path) -> bool:
-    """Whether another process trains there: what a killed ablation leaves behind saves and ends within seconds."""
-    try:
-        if folder.exists():
-            RunFolder(folder).lock()  # for as long as the object lives
-    except ConfigError:
-        return True
-    return False
-
-
-def start(folder: Path, command: list[str]) -> "subprocess.Popen[bytes]":
-    """Start a run in a session of its own, since a Ctrl-C is ours to pass on; if we are killed it is asked to stop."""
-    code = b"".join(file.read_bytes() for file in sorted(ROOT.glob("[ap]*/*.py")))  # augment, pretrain
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with Path(f"{folder}.log").open("a") as log:
-        print(f"$ {shlex.join(command)}\ncode {hashlib.sha256(code).hexdigest()}", file=log, flush=True)
-        apart = {"start_new_session": True, "preexec_fn": lambda: LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)}
-        return subprocess.Popen(command, stdout=log, stderr=log, **apart)
 
 
 def result(folder: Path) -> dict[str, Any] | str:

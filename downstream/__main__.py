@@ -27,6 +27,7 @@ from downstream.config import (
     LinearConfig,
     WeightsConfig,
 )
+from downstream.lines import SERIES
 from downstream.metrics import SCORES
 from downstream.sources import packed
 from downstream.weights import Weights, load_weights
@@ -78,7 +79,7 @@ def curve(config: CurveConfig, weights: Weights) -> dict[str, Any]:
     shares = list(metrics["learnt_from"])
     print(f"balanced accuracy on {metrics['tested']['patients']} other patients, chance {metrics['chance']:.3f}")
     print(f"  {'share of the labels':<32}" + "".join(f"{float(share):>9.1%}" for share in shares))
-    for series in efficiency.SERIES:
+    for series in SERIES:
         scores = metrics["balanced_accuracy"][f"{series.method} {series.source}"]
         means = "".join(f"{sum(scores[share]) / len(scores[share]):>9.3f}" for share in shares)
         print(f"  {series.label:<32}{means}")

@@ -91,7 +91,7 @@ class Backbone(nn.Module):
         try:
             maps = cast(Any, self.m)
             (maps if hasattr(maps, "set_grad_checkpointing") else maps.model).set_grad_checkpointing(True)
-        except (AttributeError, AssertionError, NotImplementedError) as error:
+        except (AttributeError, AssertionError, NotImplementedError) as error:  # timm's three ways to say it cannot
             raise BackboneError(
                 f"timm cannot compute the blocks of backbone '{name}' again: give --optim.gradient_checkpointing false "
                 "and, where memory is short, --optim.micro_batches"

@@ -76,7 +76,7 @@ def test_it_skips_finished_runs_resumes_the_killed_one_and_refuses_other_setting
         return started[-1]
 
     out.mkdir()
-    monkeypatch.setattr(ablation, "start", forked)
+    monkeypatch.setattr(importlib.import_module("runs"), "start", forked)
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # those of the tests stay
     assert call(monkeypatch, *arguments(shards, out)) == 1
     assert "not counted: without mirror, seed 0: code 1" in capsys.readouterr().out

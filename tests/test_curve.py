@@ -15,7 +15,8 @@ from downstream import curve as efficiency
 from downstream import features as keeping
 from downstream.config import CurveConfig
 from downstream.crops import find_crops
-from downstream.curve import SERIES, subsets
+from downstream.curve import subsets
+from downstream.lines import SERIES, Series
 
 QUICK = ("--epochs", 2, "--min_steps", 12, "--batch_size", 16, "--workers", 0)
 
@@ -107,10 +108,10 @@ def test_nothing_is_chosen_on_the_patients_that_are_tested(shards, monkeypatch):
     weights = SimpleNamespace(model=None, backbone="test_resnet")
     learner = efficiency.Learner(config, weights, crops, codes, np.arange(2), features, tested, subset, None)
     for source in ("trained", "random"):
-        point = learner.point(efficiency.Series("finetune", source, ""))
+        point = learner.point(Series("finetune", source, ""))
         assert point == (1, 4e-4)
     assert asked[0] == asked[1]  # both sides choose by the same patients, among the same rates
-    assert learner.point(efficiency.Series("linear", "trained", "")).chosen == 0.1
+    assert learner.point(Series("linear", "trained", "")).chosen == 0.1
 
 
 @settings(deadline=None, max_examples=60)

@@ -622,7 +622,7 @@ def test_pixel_aspect_is_width_over_height(elements, aspect):
         ("11", None, "11"),
         ("", "Clinic", ""),
         ("0000", None, ""),
-        ("XXXX", None, ""),
+        ("XXXX", None, ""),  # what some exports put for every patient
         ("--", None, ""),
         ("Anonymous", None, ""),
         ("NO ID", None, ""),

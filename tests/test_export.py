@@ -116,7 +116,7 @@ def honest_graph(checkpoint):
 def test_a_graph_that_is_not_the_backbone_is_refused(damage, honest_graph, checkpoint, tmp_path, capsys, monkeypatch):
     def wrong(model, size):
         if damage == "export":
-            raise NotImplementedError("no such operator\nhere")
+            raise NotImplementedError("no such operator\nhere")  # as torch's exporter does of what ONNX lacks
         graph = copy.deepcopy(honest_graph)
         if damage == "size":  # as a tracer that settles on the size it was shown
             for place in (2, 3):

@@ -34,6 +34,7 @@ def test_every_released_checkpoint_is_listed_once(capsys):
     assert zoo.DOI in shown
 
 
+# The release's README is not ours to commit; the same facts stand in zoo.FILES, which the tests below use everywhere.
 @pytest.mark.skipif(not README.is_file(), reason="the release's README does not lie beside this checkout")
 def test_sizes_and_checksums_are_those_of_the_releases_readme():
     rows = re.findall(r"- [`*]+([^`*]+\.(?:pth|7z))[`*]+ — \*([\d.]+) MB\*, `md5: (\w+)`", README.read_text())

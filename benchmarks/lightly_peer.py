@@ -1,0 +1,137 @@
+"""lightly-train's DINO on a folder of crops, beside which `step.py` and `quality.py` put a run of ours.
+
+lightly-train is AGPL, so it has an environment and a process of its own: this file as a script, run by the interpreter
+of `augment_peer.peer_python`. Backbone, its first weights, sizes and number of views, batch and steps are ours; the
+rest (optimiser, temperatures, head, schedules, augmentations) are its defaults for a set of this size.
+"""
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class PeerRun:
+    """One run of lightly-train: what its process is given, as JSON."""
+
+    crops: str
+    """Folder of PNG files."""
+    out: str
+    """Gets teacher.pt (state dict of our Backbone), steps.json and a run's state.json."""
+    backbone: str
+    global_size: tuple[int, int]
+    local_size: tuple[int, int]
+    local_count: int
+    batch_size: int
+    steps: int
+    seed: int
+    threads: int
+    precision: str = "32-true"
+    optimizer: str = "auto"  # SGD for DINO in 0.18
+    workers: int = 1
+
+    def command(self, python: Path) -> list[str]:
+        return [str(python), "-I", str(Path(__file__).resolve()), json.dumps(asdict(self))]
+
+
+def export_crops(shards: str, folder: Path) -> int:
+    """Write the crops of a shard folder as PNG files of 8 bits; returns their number. What is there is kept."""
+    import cv2
+    import numpy as np
+    from tqdm import tqdm
+
+    from data_shards.shard_set import ShardSet
+
+    crops = ShardSet(shards)
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in tqdm(range(len(crops)), desc="crops for lightly-train", unit="crop", disable=None):
+        if not (path := folder / f"{i:06d}.png").exists():
+            image = crops.image(i)
+            cv2.imwrite(str(path), image if image.dtype == np.uint8 else (image // 257).astype(np.uint8))
+    return len(crops)
+
+
+def serve(run: PeerRun) -> None:
+    """Train; runs in the environment of lightly-train only."""
+    os.environ |= {"OMP_NUM_THREADS": str(run.threads), "LIGHTLY_TRAIN_EVENTS_DISABLED": "1"}
+    sys.path.insert(0, str(ROOT))
+    import lightly_train
+    import torch
+    from pytorch_lightning import Callback
+
+    from pretrain.backbones import Backbone, build_backbone
+    from pretrain.run_folder import RunFolder
+
+    torch.set_num_threads(run.threads)
+    folder = RunFolder(run.out)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.lock()
+
+    class Wrapped(torch.nn.Module):
+        """What lightly-train asks of a model that is not its own. Its loader makes three equal channels of a gray."""
+
+        def __init__(self, backbone: Backbone) -> None:
+            super().__init__()
+            self.backbone = backbone
+
+        def get_model(self) -> Backbone:
+            return self.backbone
+
+        def feature_dim(self) -> int:
+            return self.backbone.num_features
+
+        def forward_features(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"features": self.backbone.feature_map(x[:, :1])}
+
+        def forward_pool(self, x: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {"pooled_features": x["features"].mean((2, 3), keepdim=True)}
+
+    class Clock(Callback):
+        """Seconds from the end of a step to the end of the next, and those of them spent waiting for data."""
+
+        def __init__(self) -> None:
+            self.ended, self.steps, self.waits = time.perf_counter(), [], []
+
+        def on_train_batch_start(self, *_: Any) -> None:
+            self.waits.append(time.perf_counter() - self.ended)
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            now = time.perf_counter()
+            self.steps.append(now - self.ended)
+            self.ended = now
+
+    torch.manual_seed(run.seed)
+    wrapped, clock = Wrapped(build_backbone(run.backbone)), Clock()
+    per_epoch = len(list(Path(run.crops).glob("*.png"))) // run.batch_size
+    lightly_train.pretrain(
+        out=Path(run.out) / "lightly",
+        data=run.crops,
+        model=wrapped,
+        method="dino",
+        epochs=-(-run.steps // per_epoch),
+        batch_size=run.batch_size,
+        num_workers=run.workers,
+        precision=run.precision,
+        seed=run.seed,
+        optim=run.optimizer,
+        overwrite=True,
+        transform_args={
+            "image_size": run.global_size,
+            "local_view": {"num_views": run.local_count, "view_size": run.local_size},
+            "normalize": {"mean": (0.5,) * 3, "std": (0.25,) * 3},
+        },
+        trainer_args={"max_steps": run.steps, "callbacks": [clock], "enable_progress_bar": False},
+    )
+    torch.save(wrapped.backbone.state_dict(), Path(run.out) / "teacher.pt")
+    (Path(run.out) / "steps.json").write_text(json.dumps({"seconds": clock.steps, "waited": clock.waits}))
+    folder.write_state("finished", run.steps)
+
+
+if __name__ == "__main__":
+    serve(PeerRun(**json.loads(sys.argv[1])))
