@@ -1,9 +1,9 @@
-"""What minutes of pretraining teach on real crops: a run of ours beside lightly-train's DINO, plain DINO and raw pixels.
+"""What minutes of pretraining teach on real crops: ours beside lightly-train's DINO, plain DINO and raw pixels.
 
     python benchmarks/quality.py --shards shards/ufba --out quality [--minutes 10] [--seeds 0 1 2] [--only ours ...]
 
 Each contender gets as many steps as fit into the minutes at the speed that a trial of it shows at the beginning, with
-all cores, so do nothing else then; the trials are kept in OUT/speeds.json. Backbone, sizes and number of views and batch
+all cores, so do nothing else then (kept in OUT/speeds.json). Backbone, sizes and number of views, and batch
 are the same for all. Scored is the holdout beside the shards, with the crops of the other patients as neighbours and to
 fit a linear probe on. The same command continues what was stopped or killed; OUT/quality.md and .json hold the table of
 all runs in OUT, also of calls with other minutes, of which OUT/curve.png is drawn.
@@ -11,10 +11,8 @@ all runs in OUT, also of calls with other minutes, of which OUT/curve.png is dra
 
 import argparse
 import json
-import os
 import re
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
@@ -54,7 +52,7 @@ PLAIN += ["--method.teacher_temperature", "0.04", "--method.teacher_temperature_
 PLAIN += ["--method.ema_start", "0.99", "--method.freeze_last_layer", "0", "--optim.lr", "5e-4"]
 OURS = {"ours": [], "plain DINO": PLAIN}
 PEER = "lightly-train"
-TRIAL, SKIPPED = 30, 10
+TRIAL, SKIPPED = 20, 8
 """Steps of a trial, and the first of them, which open files and choose kernels."""
 LABELS = ("tooth_type", "position")
 BASELINES = {"random": "random weights", "pixels": "raw pixels", "size": "crop size"}
