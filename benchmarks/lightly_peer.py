@@ -63,7 +63,7 @@ def serve(run: PeerRun) -> None:
     sys.path.insert(0, str(ROOT))
     import lightly_train
     import torch
-    from pytorch_lightning import Callback
+    from lightly_train._methods import method_helpers
 
     from pretrain.backbones import Backbone, build_backbone
     from pretrain.run_folder import RunFolder
@@ -92,22 +92,27 @@ def serve(run: PeerRun) -> None:
         def forward_pool(self, x: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             return {"pooled_features": x["features"].mean((2, 3), keepdim=True)}
 
-    class Clock(Callback):
-        """Seconds from the end of a step to the end of the next, and those of them spent waiting for data."""
+    class DINO(method_helpers.DINO):
+        """Notes the seconds from the end of a step to the end of the next, and those of them that it waited for data.
 
-        def __init__(self) -> None:
-            self.ended, self.steps, self.waits = time.perf_counter(), [], []
+        A callback will not do: lightly-train logs its arguments as JSON.
+        """
 
-        def on_train_batch_start(self, *_: Any) -> None:
-            self.waits.append(time.perf_counter() - self.ended)
+        ended, steps, waits = time.perf_counter(), [], []
 
-        def on_train_batch_end(self, *_: Any) -> None:
+        def on_train_batch_start(self, *arguments: Any) -> None:
+            self.waits.append(time.perf_counter() - DINO.ended)
+            super().on_train_batch_start(*arguments)
+
+        def on_train_batch_end(self, *arguments: Any) -> None:
+            super().on_train_batch_end(*arguments)
             now = time.perf_counter()
-            self.steps.append(now - self.ended)
-            self.ended = now
+            self.steps.append(now - DINO.ended)
+            DINO.ended = now
 
     torch.manual_seed(run.seed)
-    wrapped, clock = Wrapped(build_backbone(run.backbone)), Clock()
+    wrapped = Wrapped(build_backbone(run.backbone))
+    method_helpers.DINO = DINO
     per_epoch = len(list(Path(run.crops).glob("*.png"))) // run.batch_size
     lightly_train.pretrain(
         out=Path(run.out) / "lightly",
@@ -126,10 +131,11 @@ def serve(run: PeerRun) -> None:
             "local_view": {"num_views": run.local_count, "view_size": run.local_size},
             "normalize": {"mean": (0.5,) * 3, "std": (0.25,) * 3},
         },
-        trainer_args={"max_steps": run.steps, "callbacks": [clock], "enable_progress_bar": False},
+        callbacks={"model_checkpoint": None},  # it pickles the model, which a class in a function forbids
+        trainer_args={"max_steps": run.steps, "enable_checkpointing": False},
     )
     torch.save(wrapped.backbone.state_dict(), Path(run.out) / "teacher.pt")
-    (Path(run.out) / "steps.json").write_text(json.dumps({"seconds": clock.steps, "waited": clock.waits}))
+    (Path(run.out) / "steps.json").write_text(json.dumps({"seconds": DINO.steps, "waited": DINO.waits}))
     folder.write_state("finished", run.steps)
 
 

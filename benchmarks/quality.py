@@ -51,7 +51,8 @@ PLAIN += ["--views.gamma", "[0.6,1.6]", "--method.centering", "mean", "--method.
 PLAIN += ["--method.teacher_temperature", "0.04", "--method.teacher_temperature_start", "0.04"]
 PLAIN += ["--method.ema_start", "0.99", "--method.freeze_last_layer", "0", "--optim.lr", "5e-4"]
 OURS = {"ours": [], "plain DINO": PLAIN}
-PEER = "lightly-train"
+PEERS = {"lightly-train": "auto", "lightly-train with AdamW": "adamw"}  # its own choice, and ours
+CONTENDERS = {name.replace(" ", "-"): name for name in (*OURS, *PEERS)}
 TRIAL, SKIPPED = 20, 8
 """Steps of a trial, and the first of them, which open files and choose kernels."""
 LABELS = ("tooth_type", "position")
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs and the table")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", choices=[*OURS, PEER], default=[*OURS, PEER])
+    parser.add_argument("--only", nargs="+", choices=[*OURS, *PEERS], default=[*OURS, *PEERS])
     parser.add_argument("--label", nargs="+", default=list(LABELS))
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time, which share the cores")
     parser.add_argument("--batch", type=int, default=64)
@@ -93,7 +94,7 @@ class Contest:
     def train(self) -> bool:
         """Train and score what is not finished; False when a signal asked for a stop."""
         minutes, parallel, names = self.arguments.minutes, self.arguments.parallel, self.arguments.only
-        if PEER in names:
+        if PEERS.keys() & names:
             export_crops(self.shards, self.out / "crops")
         steps = {name: max(TRIAL, round(minutes * 60 / self.seconds(name))) for name in names}
         print(f"steps in {minutes:g} minutes: " + ", ".join(f"{name} {count}" for name, count in steps.items()))
@@ -121,13 +122,13 @@ class Contest:
 
     def command(self, name: str, folder: Path, steps: int, seed: int, threads: int) -> list[str]:
         """What trains a contender."""
-        if name == PEER:
+        if name in PEERS:
             views = self.config.views
             sizes = views.global_size, views.local_size, views.local_count
             crops, workers = str(self.out / "crops"), self.config.data.workers
             run = PeerRun(
                 crops, str(folder), self.config.backbone, *sizes, self.arguments.batch, steps, seed, threads,
-                workers=workers,
+                optimizer=PEERS[name], workers=workers,
             )  # fmt: skip
             return run.command(peer_python(self.out / "peer-venv"))
         own = ["--steps", str(steps), "--seed", str(seed), "--threads", str(threads), "--out", str(folder)]
@@ -140,7 +141,7 @@ class Contest:
         for folder in sorted(self.out.glob("*min_seed*/")):
             name, minutes, seed = re.fullmatch(r"(.+)_([\d.e-]+)min_seed(\d+)", folder.name).groups()
             if RunFolder(folder).read_state().get("state") == "finished":
-                own = {"name": name.replace("-DINO", " DINO"), "minutes": float(minutes), "seed": int(seed)}
+                own = {"name": CONTENDERS[name], "minutes": float(minutes), "seed": int(seed)}
                 runs.append(own | self.scores(folder, int(seed)))
         rows = table(runs, self.arguments.label)
         print("\n" + rows)
