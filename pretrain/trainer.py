@@ -21,6 +21,7 @@ from data_shards.stream import Stream
 from pretrain.backbones import build_backbone, check_view_size, check_width_for_bf16, freeze_unused, release_of
 from pretrain.batches import Batch, SampleRecord, normalised, view_batches
 from pretrain.config import Config
+from pretrain.depthwise import speed_up
 from pretrain.heads import proj_head
 from pretrain.loss import centered_targets, dino_loss, koleo_loss, sinkhorn_targets, updated_center
 from pretrain.monitors import MONITOR_EVERY, STEP_MONITORS, feature_monitors, memory_bytes, step_monitors, weight_norm
@@ -46,6 +47,7 @@ def build_networks(config: Config) -> tuple[Network, Network]:
         check_view_size(backbone, config.backbone, size)
     if not release_of(config.backbone):
         freeze_unused(backbone, config.views.global_size)
+    speed_up(backbone)
     head = proj_head(backbone.num_features, config.method.prototypes)
     student = Network(backbone, head, joint_head=config.method.head_pass == "joint")
     student = student.to(memory_format=torch.channels_last).train()
