@@ -17,7 +17,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from processes import FORKED, LAUNCHED, complete_lines, kill, smoke, start, wait_for
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from pretrain.config import Config
@@ -33,16 +33,21 @@ def event_files(out: Path) -> list[Path]:
     return sorted((out / "trackers" / PROJECT).glob("events.*"))
 
 
+def tensors(out: Path, plugin: str) -> dict[str, list]:
+    """What TensorBoard's dashboard shows of a kind, all of it; its older reader does not purge texts."""
+    sizes = {"scalars": 0, "text": 0}
+    events = EventAccumulator(str(out / "trackers" / PROJECT), tensor_size_guidance=sizes).Reload()
+    of_kind = [t for t in events.Tags()["tensors"] if events.SummaryMetadata(t).plugin_data.plugin_name == plugin]
+    return {tag.removesuffix("/text_summary"): events.Tensors(tag) for tag in of_kind}
+
+
 def shown(out: Path) -> dict[str, list[tuple[int, float]]]:
-    """(step, value) of every scalar as TensorBoard shows it: all of them, and purged."""
-    events = EventAccumulator(str(out / "trackers" / PROJECT), size_guidance={"scalars": 0}).Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return {k: [(e.step, e.tensor_proto.float_val[0]) for e in found] for k, found in tensors(out, "scalars").items()}
 
 
 def texts(out: Path) -> dict[str, list[tuple[int, str]]]:
-    events = EventAccumulator(str(out / "trackers" / PROJECT), size_guidance={"tensors": 0}).Reload()
-    found = {tag.removesuffix("/text_summary"): events.Tensors(tag) for tag in events.Tags()["tensors"]}
-    return {tag: [(e.step, e.tensor_proto.string_val[0].decode()) for e in found[tag]] for tag in found}
+    found = tensors(out, "text")
+    return {k: [(e.step, e.tensor_proto.string_val[0].decode()) for e in found[k]] for k in found}
 
 
 def told(out: Path) -> Counter[int]:
