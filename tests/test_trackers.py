@@ -17,8 +17,8 @@ import yaml
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from processes import FORKED, LAUNCHED, complete_lines, kill, smoke, start, wait_for
-from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 from pretrain.config import Config
 from pretrain.facts import shareable
