@@ -23,13 +23,16 @@ from pretrain.evaluate import EvaluationError
 from pretrain.report_now import report_now, run_folder
 from pretrain.run import Run
 from pretrain.started import mistake_at_start
+from pretrain.trackers import TrackerError
 from pretrain.watchdog import PEER_LOST, WORKER_LOST, Watchdog
 
-MISTAKES = (BackboneError, CheckpointError, ConfigError, EvaluationError, PackError, ShardError, ViewError)
+MISTAKES = (
+    BackboneError, CheckpointError, ConfigError, EvaluationError, PackError, ShardError, TrackerError, ViewError
+)  # fmt: skip
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "demo"
 VIEWS = {path.stem: path for path in sorted(VIEW_RECIPES.glob("*.yaml"))}
-LISTS = ("--data.shards", "--eval.shards")
+LISTS = ("--data.shards", "--eval.shards", "--log_with")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

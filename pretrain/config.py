@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from augment.config import ViewConfig
 from augment.extra import build_extra
+from pretrain.trackers import check_trackers
 
 if TYPE_CHECKING:  # from pretrain.auto.resolved on, which comes before all that computes, these are numbers
     AutoInt: TypeAlias = int
@@ -190,6 +191,9 @@ class Config:
     pictures: bool = True
     """Whether the page at the end shows what the network sees: neighbours, feature maps, a map of the crops. True: some
     20 seconds after hours of training; `python -m pretrain report` draws them at any time."""
+    log_with: list[str] = field(default_factory=list)
+    """Trackers that get each step's figures too, through Accelerate: tensorboard, wandb, mlflow and others.
+    Empty: metrics.jsonl and the report need no package, no service and no word to anybody outside."""
     timeout: float = 1800.0
     """Seconds without any progress after which a run ends with an error that names the process that hangs; a dead
     process is told at once. Longer than any step or save: half an hour, as torch's own collectives wait, since to end
@@ -218,7 +222,8 @@ class Config:
     def check(self, processes: int) -> None:
         """Raise ConfigError for a global batch that does not divide over `processes`, and for impossible values.
 
-        Raises ViewError for `views.extra` that albumentations cannot make or that does nothing.
+        Raises ViewError for `views.extra` that albumentations cannot make or that does nothing, TrackerError for a
+        tracker that is unknown or not installed.
         """
         for name, (low, high) in LIMITS.items():
             value = attrgetter(name)(self)
@@ -226,6 +231,7 @@ class Config:
                 wanted = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of {low:g} or more that is finite"
                 raise ConfigError(f"{name} is {value}; give --{name} a value {wanted}")
         build_extra(self.views)
+        check_trackers(self.log_with)
         if self.views.global_count + self.views.local_count < 2:
             raise ConfigError("a single view has no other to predict; give --views.global_count 2 or local views")
         batch, pieces = self.data.batch_size, self.optim.micro_batches

@@ -17,8 +17,8 @@ from pretrain.run_folder import flat
 # sets are told apart by checksum, precision by what it resolved to, the length of the run by its steps.
 HARMLESS = (
     "out", "init", "steps", "epochs", "checkpoint_every", "keep", "milestone_every", "on_collapse", "pictures",
-    "timeout", "precision", "threads", "data.workers", "data.shards", "data.bad_samples", "data.record", "data.cache",
-    "data.cache_gb", "data.patience", "optim.gradient_checkpointing",
+    "log_with", "timeout", "precision", "threads", "data.workers", "data.shards", "data.bad_samples", "data.record",
+    "data.cache", "data.cache_gb", "data.patience", "optim.gradient_checkpointing",
 )  # fmt: skip
 
 

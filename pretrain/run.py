@@ -16,6 +16,7 @@ from pretrain.backbones import Backbone, build_backbone
 from pretrain.checkpoint import load_resume
 from pretrain.combined import load_combined
 from pretrain.config import ChangedError, Config, ConfigError
+from pretrain.facts import shareable
 from pretrain.identity import differences, extension_note, table
 from pretrain.initial import checksum_of, read_initial, start_from, starting_backbone
 from pretrain.journal import Journal, read_metrics
@@ -23,11 +24,12 @@ from pretrain.knn import TrainingKnn
 from pretrain.precision import busy_note, resolve_precision, resolve_threads
 from pretrain.progress import Progress
 from pretrain.report import Report, format_summary, summary_rows, write_views
-from pretrain.run_folder import RunFolder
+from pretrain.run_folder import RunFolder, flat
 from pretrain.saving import Saving
 from pretrain.scores import knn_of_run, labelled_sets
 from pretrain.shards import open_sets, phantom_shards, shard_cache
 from pretrain.stop import launcher_is_gone
+from pretrain.trackers import Trackers
 from pretrain.trainer import BadSamplesError, NonFiniteError, Trainer
 from pretrain.verdict import told
 from pretrain.watchdog import Watchdog
@@ -44,6 +46,7 @@ class Run:
         self.state = state
         self.main = state.is_main_process
         self.training = False
+        self.trackers: Trackers | None = None  # of the main process
         self.folder = RunFolder(config.out)
         if resume != "auto":
             self.folder.same_command = "without --resume the same command"
@@ -78,7 +81,9 @@ class Run:
         self.init = initial.checksum if initial else checksum_of(config.init, was.get("init"))
         config = self.config = self._without_auto(len(stream), was, initial.prototypes if initial else None)
         on_cpu = self.state.device.type == "cpu"
-        self.trainer = Trainer(config, Accelerator(cpu=on_cpu, mixed_precision=self.precision.mixed), stream)
+        tracking = {"log_with": config.log_with or None, "project_dir": str(self.folder.trackers)}
+        accelerator = Accelerator(cpu=on_cpu, mixed_precision=self.precision.mixed, **tracking)
+        self.trainer = Trainer(config, accelerator, stream)
         self.saving = Saving(
             config, self.folder, self.trainer, self.sets, self.weights, self.precision, self.threads, self.init
         )
@@ -99,6 +104,8 @@ class Run:
         self._on_main(self._begin)
         self.training = True  # from here on an error may be one rank's own
         complete = self._train()
+        if self.trackers:
+            self.trackers.close()
         self.state.destroy_process_group()  # nobody waits while the main process scores
         if complete and self.main:
             self.watchdog.scoring()
@@ -132,6 +139,8 @@ class Run:
         folder.stop.unlink(missing_ok=True)  # of an earlier try; one put there from now on counts
 
     def _begin(self) -> None:
+        settings = flat(shareable(self.config)) | {"precision": self.precision.name}
+        self.trackers = Trackers(self.trainer.accelerator, settings, self.trainer.step)
         self.folder.write_config(self.config)
         self.folder.write_state("running", self.trainer.step)
         if not self.folder.views.exists():
@@ -195,6 +204,8 @@ class Run:
             if journal and knn:
                 line |= knn.take(line)
                 journal.write(line, trainer.samples)
+            if self.trackers:
+                self.trackers.log(line)
             progress.step(line, folder.verdict and folder.verdict.name)
 
         def save() -> None:

@@ -38,6 +38,7 @@ class RunFolder:
         self.best_weights = self.path / f"{self.name}-best.pth"
         self.best_facts = self.path / f"{self.name}-best.json"
         self.phantom = self.path / "phantom"
+        self.trackers = self.path / "trackers"
         self.same_command = "the same command"
         """What continues the run, in words."""
         self.held = False
