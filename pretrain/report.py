@@ -38,13 +38,14 @@ _STYLE = f"""
 .plots b, .near b, .maps b {{ color: var(--ink); font-size: .85rem }}
 .keys span {{ white-space: nowrap; margin-right: 1rem; display: inline-block }}
 .keys i {{ display: inline-block; width: .8rem; height: .8rem; border-radius: 50%; margin-right: .35rem }}
-.near {{ display: grid; grid-template-columns: 1fr {pictures.NEIGHBOURS}fr; gap: .5rem .8rem }}
+.near {{ display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, {pictures.NEIGHBOURS}fr); gap: .5rem .8rem }}
 .nears {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(30rem, 100%), 1fr)); gap: 1rem 2rem }}
 .query, .found {{ display: grid; gap: .3rem .4rem; align-content: start }}
-.found {{ grid-template-columns: repeat(var(--n), 1fr) }}
+.found {{ grid-template-columns: repeat(var(--n), minmax(0, 1fr)) }}
 .found b {{ grid-column: 1 / -1 }}
 .near img, .maps img {{ width: 100%; display: block }}
 .near figure {{ border: 3px solid transparent; line-height: 1.3 }}
+.near figcaption {{ font-size: .68rem }}
 .near .same {{ border-color: var(--good) }}
 .maps {{ display: grid; grid-template-columns: repeat(var(--n), minmax(6.5rem, 10rem)); gap: .4rem }}
 .maps b {{ align-self: end; line-height: 1.2 }}
