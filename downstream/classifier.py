@@ -19,6 +19,7 @@ from downstream.labelled import LabelledViews, in_order, shuffled
 from downstream.weights import Weights
 from pretrain.backbones import Backbone, freeze_unused, release_of
 from pretrain.batches import normalised
+from pretrain.depthwise import speed_up
 from pretrain.evaluate import balanced_accuracy
 from pretrain.precision import resolve_precision
 from pretrain.schedules import warmup_cosine
@@ -212,6 +213,7 @@ class Tuner:
         self.done = 0
         self.warmup = round(config.warmup * total)
         copied = copy.deepcopy(backbone)
+        speed_up(copied)
         if not release_of(weights.backbone):
             freeze_unused(copied.cpu(), weights.size)
         torch.manual_seed(config.seed)
