@@ -12,7 +12,8 @@ from operator import attrgetter
 from typing import Any
 
 from pretrain.backbones import RELEASED, release_of
-from pretrain.config import LIMITS, Config
+from pretrain.config import Config
+from pretrain.limits import LIMITS
 
 BATCH = 64
 """Crops of a global batch on CPUs, or of each GPU's share, as DINO's ViT-S had on each of 16."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from augment.config import ViewConfig
 from augment.extra import build_extra
+from pretrain.limits import LIMITS
 from pretrain.trackers import check_trackers
 
 if TYPE_CHECKING:  # from pretrain.auto.resolved on, which comes before all that computes, these are numbers
@@ -246,52 +247,3 @@ class Config:
                 f"{batch // processes} crops of each process do not divide into {pieces} pieces of at least 2; "
                 f"use another --optim.micro_batches, or --data.batch_size {2 * processes * pieces} or a multiple of it"
             )
-
-
-LIMITS: dict[str, tuple[float, float]] = {
-    "seed": (0, 2**32 - 1),
-    "steps": (1, math.inf),
-    "epochs": (1e-9, math.inf),
-    "threads": (1, 4096),
-    "checkpoint_every": (1, math.inf),
-    "keep": (1, math.inf),
-    "milestone_every": (1, math.inf),
-    "timeout": (1, 1e9),
-    "mean": (-10, 10),
-    "std": (1e-6, math.inf),
-    "data.batch_size": (1, math.inf),
-    "data.workers": (0, 4096),
-    "data.shard_group": (1, math.inf),
-    "data.bad_samples": (0, math.inf),
-    "data.cache_gb": (1e-3, math.inf),
-    "data.patience": (0, 1e9),
-    "data.phantom_patients": (0, math.inf),
-    "data.phantom_views": (1, math.inf),
-    "data.phantom_holdout": (0, 0.9),
-    "method.prototypes": (2, math.inf),
-    "method.student_temperature": (1e-6, math.inf),
-    "method.teacher_temperature": (1e-6, math.inf),
-    "method.teacher_temperature_start": (1e-6, math.inf),
-    "method.teacher_temperature_warmup": (0, 1),
-    "method.ema_start": (0, 1),
-    "method.ema_end": (0, 1),
-    "method.center_momentum": (0, 1),
-    "method.koleo": (0, math.inf),
-    "method.freeze_last_layer": (0, 1),
-    "optim.lr": (0, math.inf),
-    "optim.lr_end": (0, math.inf),
-    "optim.init_lr": (0, math.inf),
-    "optim.init_freeze": (0, 1),
-    "optim.warmup": (0, 1),
-    "optim.weight_decay": (0, math.inf),
-    "optim.weight_decay_end": (0, math.inf),
-    "optim.clip": (1e-9, math.inf),
-    "optim.micro_batches": (1, math.inf),
-    "eval.neighbours": (1, math.inf),
-    "eval.folds": (2, math.inf),
-    "eval.bank": (0, math.inf),
-    "eval.every": (0, math.inf),
-    "eval.crops": (2, math.inf),
-    "eval.batch_size": (1, math.inf),
-}
-"""Smallest and largest value of each number."""
