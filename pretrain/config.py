@@ -131,10 +131,8 @@ class OptimConfig:
     """Whether the student's blocks are computed again in the backward pass instead of kept. False: a third more
     arithmetic is the price. For batches that do not fit; before micro_batches where there is BatchNorm."""
     compile: bool = False
-    """Whether torch.compile makes machine code of both networks' passes, at each start anew. False: on CPUs it takes
-    minutes before the first step (mambaout_femto with small views: 7 core-minutes, for steps of some half the time,
-    measured once on a shared machine; no other of the 12 was tried). Losses differ in their last bits. It needs a C++
-    compiler on CPUs, Triton on CUDA."""
+    """Whether torch.compile makes machine code of both networks' passes. False: on a CPU 7 core-minutes at each start,
+    for steps of half the time (measured once, mambaout_femto); needs a C++ compiler there, Triton on CUDA."""
 
 
 @dataclass(frozen=True)
