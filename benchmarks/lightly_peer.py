@@ -135,7 +135,10 @@ def serve(run: PeerRun) -> None:
         trainer_args={"max_steps": run.steps, "enable_checkpointing": False},
     )
     torch.save(wrapped.backbone.state_dict(), Path(run.out) / "teacher.pt")
-    (Path(run.out) / "steps.json").write_text(json.dumps({"seconds": DINO.steps, "waited": DINO.waits}))
+    measured: dict[str, Any] = {"seconds": DINO.steps, "waited": DINO.waits}
+    if torch.cuda.is_available():
+        measured["gpu_bytes"] = torch.cuda.max_memory_allocated()
+    (Path(run.out) / "steps.json").write_text(json.dumps(measured))
     folder.write_state("finished", run.steps)
 
 

@@ -131,6 +131,9 @@ class OptimConfig:
     gradient_checkpointing: bool = False
     """Whether the student's blocks are computed again in the backward pass instead of kept. False: a third more
     arithmetic is the price. For batches that do not fit; before micro_batches where there is BatchNorm."""
+    compile: bool = False
+    """Whether torch.compile makes machine code of both networks' passes. False: on a CPU 7 core-minutes at each start,
+    for steps of half the time (measured once, mambaout_femto); needs a C++ compiler there, Triton on CUDA."""
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from pretrain.config import Config
 from pretrain.rates import rates_at
 from pretrain.run_folder import flat
 
-# A change of these, or of eval.*, changes nothing that training computes (threads: its last bits, which is said). Data
-# sets are told apart by checksum, precision by what it resolved to, the length of the run by its steps.
+# A change of these, or of eval.*, changes nothing that training computes (threads and compile: its last bits, which is
+# said). Data sets are told apart by checksum, precision by what it resolved to, the length of the run by its steps.
 HARMLESS = (
     "out", "init", "steps", "epochs", "checkpoint_every", "keep", "milestone_every", "on_collapse", "pictures",
     "log_with", "timeout", "precision", "threads", "data.workers", "data.shards", "data.bad_samples", "data.record",
-    "data.cache", "data.cache_gb", "data.patience", "optim.gradient_checkpointing",
+    "data.cache", "data.cache_gb", "data.patience", "optim.gradient_checkpointing", "optim.compile",
 )  # fmt: skip
 
 
@@ -37,9 +37,10 @@ def identity(
     return kept | data | {"init": init, "precision": precision, "total steps": total}
 
 
-def circumstances(processes: int, threads: int, device: str) -> dict[str, Any]:
-    """What moves the last bits of a float and is no setting."""
-    return {"processes": processes, "threads": threads, "device": device, "torch": torch.__version__}
+def circumstances(processes: int, threads: int, device: str, compiled: bool) -> dict[str, Any]:
+    """What moves the last bits of a float and makes no other run."""
+    here = {"processes": processes, "threads": threads, "device": device, "torch": torch.__version__}
+    return here | {"compile": compiled}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

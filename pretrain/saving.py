@@ -53,7 +53,7 @@ class Saving:
 
     def circumstances(self) -> dict[str, Any]:
         """What may differ in one run, and then changes the last bits."""
-        return circumstances(self._processes, self.threads, self._device.type)
+        return circumstances(self._processes, self.threads, self._device.type, self.config.optim.compile)
 
     def try_to_save(self, journal: Journal) -> None:
         """Save; a full disk costs this checkpoint, not the run: the next one is tried as usual."""

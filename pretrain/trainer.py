@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from data_shards.stream import Stream
 from pretrain.backbones import build_backbone, check_view_size, check_width_for_bf16, freeze_unused, release_of
 from pretrain.batches import Batch, SampleRecord, normalised, view_batches
+from pretrain.compiled import compile_passes, compiler_mistakes
 from pretrain.config import Config
 from pretrain.depthwise import speed_up
 from pretrain.heads import proj_head
@@ -74,6 +75,8 @@ class Trainer:
                 check_width_for_bf16(self.student.backbone, config.backbone, size)
         self.student.to(accelerator.device)
         self.teacher.to(accelerator.device)
+        if config.optim.compile:
+            compile_passes(self.student, self.teacher, accelerator.device, config.optim.gradient_checkpointing)
         self.center = torch.zeros(config.method.prototypes, device=accelerator.device)
         groups = parameter_groups(self.student, config.optim.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=config.optim.lr, fused=accelerator.device.type != "mps")
@@ -175,7 +178,7 @@ class Trainer:
             self._note_samples(batch.samples)
             torch.manual_seed(step_seed(config.seed, self.step, accelerator.process_index))
             rates = rates_at(config, self.step, self.total)
-            with self._buffers_restored_on_error():
+            with self._buffers_restored_on_error(), compiler_mistakes(config.backbone):
                 result = self.train_step(batch.views, rates)
             line = self._line(result, rates)
             now = time.perf_counter()
