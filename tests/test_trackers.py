@@ -129,6 +129,7 @@ def test_killed_and_continued_a_run_shows_every_step_once(shards, tmp_path):
     assert "verdict" in texts(out)
 
 
+@pytest.mark.slow
 def test_a_tracker_may_come_while_a_run_is_continued(shards, tmp_path):
     out = tmp_path / "run"
     smoke(out, shards, "--steps", 2)
@@ -174,6 +175,7 @@ def test_a_tracker_that_does_not_start_is_one_line_before_training(shards, tmp_p
     assert not (out / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_tensorboard_its_figures_but_not_the_run(shards, tmp_path):
     """No file may become longer than that of TensorBoard is, and metrics.jsonl is some lines shorter."""
     out, unlimited = tmp_path / "run", (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
