@@ -90,6 +90,18 @@ class Contest:
         self.options = [*RECIPE, *overrides, "--data.shards", self.shards, "--data.batch_size", str(arguments.batch)]
         self.config: Config = read_command_line(self.options)[0]
         self.out.mkdir(parents=True, exist_ok=True)
+        self._same_as_before()
+
+    def _same_as_before(self) -> None:
+        """Raise UserError for a folder of runs that were asked for with other options or crops."""
+        asked = {"options": [part for part in self.options if part != self.shards], "label": self.arguments.label}
+        asked["crops"] = ShardSet(self.shards).checksum
+        kept = self.out / "asked.json"
+        if not kept.exists():
+            replace_atomically(kept, lambda file: file.write(json.dumps(asked, indent=1).encode()))
+        elif (before := json.loads(kept.read_text())) != asked:
+            changed = [name for name, value in asked.items() if before.get(name) != value]
+            raise UserError(f"the runs in {self.out} have other {', '.join(changed)}: give another --out")
 
     def train(self) -> bool:
         """Train and score what is not finished; False when a signal asked for a stop."""
@@ -151,7 +163,7 @@ class Contest:
             draw(self.out / "curve.png", runs, self.arguments.label)
 
     def scores(self, folder: Path, seed: int) -> dict[str, Any]:
-        """Balanced accuracies of a finished run by probe, label and features; its steps and the minutes they took."""
+        """Balanced accuracies of a finished run by probe, label and features, and what it has seen."""
         kept = folder / "scores.json"
         if kept.exists():
             return json.loads(kept.read_text())
@@ -165,8 +177,8 @@ class Contest:
         loaded, found = load_weights(knn), {}
         for name, measured in (("knn", probe.knn(knn, loaded)), ("linear", probe.linear(linear, loaded))):
             found[name] = measured["labels"]
-        seconds = step_seconds(folder, self.arguments.batch)
-        result = {"steps": len(seconds), "took": sum(seconds) / 60, "batch": self.arguments.batch, "scores": found}
+        steps = len(step_seconds(folder, self.arguments.batch))
+        result = {"steps": steps, "crops": steps * self.arguments.batch, "scores": found}
         replace_atomically(kept, lambda file: file.write(json.dumps(result, indent=1).encode()))
         return result
 
@@ -192,19 +204,18 @@ def table(runs: list[dict[str, Any]], labels: list[str]) -> str:
     """Mean and SD over the seeds of each contender and number of minutes, and of what they must beat."""
     columns = [(method, label) for label in labels for method in ("knn", "linear")]
     heads = [f"{label}, {'k-NN' if method == 'knn' else 'linear probe'}" for method, label in columns]
-    lines = ["| | minutes | seeds | crops/s | took, min | " + " | ".join(heads) + " |", "|---" * (5 + len(heads)) + "|"]
+    lines = ["| | minutes | crops | seeds | " + " | ".join(heads) + " |", "|---" * (4 + len(heads)) + "|"]
     groups: dict[tuple[float, str], list[dict[str, Any]]] = {}
     for run in runs:
         groups.setdefault((-run["minutes"], run["name"]), []).append(run)
     for (minutes, name), made in sorted(groups.items()):
-        took = fmean(run["took"] for run in made)
-        rate = fmean(run["steps"] * run["batch"] / run["took"] / 60 for run in made)
         scores = [spread([run["scores"][m][x]["trained"] for run in made if x in run["scores"][m]]) for m, x in columns]
-        lines.append(f"| {name} | {-minutes:g} | {len(made)} | {rate:.0f} | {took:.1f} | " + " | ".join(scores) + " |")
+        crops = fmean(run["crops"] for run in made)
+        lines.append(f"| {name} | {-minutes:g} | {crops:,.0f} | {len(made)} | " + " | ".join(scores) + " |")
     for source, words in BASELINES.items() if runs else ():
         seeds = {run["seed"]: run for run in runs}.values()
         scores = [spread([run["scores"][m][x][source] for run in seeds if x in run["scores"][m]]) for m, x in columns]
-        lines.append(f"| {words} | | {len(seeds)} | | | " + " | ".join(scores) + " |")
+        lines.append(f"| {words} | | | {len(seeds)} | " + " | ".join(scores) + " |")
     return "\n".join([*lines, ""])
 
 
