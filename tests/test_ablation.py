@@ -189,7 +189,7 @@ def test_the_quantiles_of_t_are_those_of_scipy():
     assert pytest.approx(exact, abs=6e-4) == ablation.T_975
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_two_at_a_time_are_stopped_continued_and_a_failed_run_stops_no_other(shards, tmp_path):
     out = tmp_path / "ablation"
     (out / "base-1").mkdir(parents=True)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from released import UNLIKE, released
 from torch.autograd.graph import saved_tensors_hooks
 
 from augment.config import ViewConfig
@@ -66,11 +67,7 @@ def test_parameters_of_no_use_are_not_trained():
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in ("mambaout_femto", "resnet18") else pytest.mark.slow)
-        for name in (*RELEASED, *OTHERS)
-    ],
+    "name", released((*RELEASED, *OTHERS), fast=("mambaout_femto", "resnet18"), slow=(*UNLIKE, *OTHERS))
 )
 def test_backbone_trains_resumes_and_reloads_at_the_released_sizes(name, stream, tmp_path: Path):
     whole, lines, saved = trainer_of(name, stream), [], tmp_path / "step-00000002.pth"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from released import released
 
 from augment.config import ViewConfig
 from data_shards.pack import PackConfig, pack
@@ -69,7 +70,7 @@ def cosine(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.mark.parametrize(
     ("name", "patients", "steps"),
-    [("starnet_s4", 140, 8), *(pytest.param(name, 300, 20, marks=pytest.mark.slow) for name in WITH_BATCHNORM)],
+    [("starnet_s4", 140, 8), *released(WITH_BATCHNORM, slow=("fastvit_t8",), values=lambda name: (name, 300, 20))],
 )
 def test_eval_features_of_the_export_are_those_of_the_whole_sets_statistics(name, patients, steps, packed):
     shards = packed(patients)

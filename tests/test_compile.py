@@ -71,8 +71,10 @@ def test_only_errors_of_the_compiler_are_told_as_such():
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("backbone", ["mambaout_femto", "vit"])
+@pytest.mark.parametrize(  # larger ones compile for minutes
+    "backbone",
+    [pytest.param("test_resnet", marks=pytest.mark.slow), pytest.param("test_vit", marks=pytest.mark.extended)],
+)
 def test_a_compiled_run_trains_saves_and_continues_as_an_eager_one(backbone, shards, tmp_path):
     """Scores on the way, exports and checkpoints included; the compiled run's middle is continued without compiling."""
     more = [*SHORT, "--backbone", backbone]

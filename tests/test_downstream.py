@@ -17,6 +17,7 @@ import torch
 from crops_fixture import SIZE, TINY, lively, mistake, run, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from released import released
 from scipy.optimize import minimize
 from scipy.spatial.distance import cdist
 
@@ -26,7 +27,6 @@ from downstream import __main__ as main_module
 from downstream import export, probe
 from downstream.config import CropsConfig
 from pretrain import build_backbone
-from pretrain.backbones import RELEASED
 from pretrain.evaluate import knn_over_folds, unit
 
 ROOT = Path(__file__).parent.parent
@@ -214,8 +214,7 @@ def test_timm_loads_the_export(name, tmp_path, monkeypatch):
     exported_alike(name, tmp_path, (160, 160) if name == "test_vit" else SIZE)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RELEASED)
+@pytest.mark.parametrize("name", released())
 def test_timm_loads_the_export_of_every_release(name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     exported_alike(name, tmp_path, SIZE, lively)

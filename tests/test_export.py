@@ -17,6 +17,7 @@ import yaml
 from crops_fixture import SIZE, TINY, lively, mistake, run, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from released import released
 
 from augment import fit
 from data_shards.phantom import render_crop
@@ -26,7 +27,6 @@ from downstream.card import model_card
 from downstream.config import WeightsConfig
 from downstream.weights import load_weights
 from pretrain import build_backbone
-from pretrain.backbones import RELEASED
 from pretrain.batchnorm import calibrate_batchnorm
 from pretrain.config import Config, DataConfig
 from pretrain.facts import weights_facts
@@ -96,8 +96,7 @@ def test_a_transformers_graph_takes_any_whole_number_of_patches(tmp_path):
     assert [one["size"] for one in facts["checked"]] == [[160, 160], [320, 160]]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RELEASED)
+@pytest.mark.parametrize("name", released())
 def test_the_graph_of_every_release(name, tmp_path):
     facts, _ = as_torch(name, tmp_path, VIEWS if name == "vit" else VIEWS + ODD)
     assert facts["shape"] == ["batch", 1, "height", "width"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from crops_fixture import TINY, packed, written
+from released import released
 
 from augment import ViewConfig
 from data_shards.shard_set import ShardSet
@@ -78,7 +79,7 @@ def test_attention_is_that_of_the_last_layer_on_patches():
     assert np.allclose(attention_maps(backbone, images, 0.5, 0.25), 1 / 12, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["mambaout_femto", *(pytest.param(n, marks=pytest.mark.slow) for n in RELEASED)])
+@pytest.mark.parametrize("name", released(fast=("mambaout_femto",)))
 def test_maps_of_every_released_backbone(name, crops):
     torch.manual_seed(0)
     backbone = build_backbone(name)

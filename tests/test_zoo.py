@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from released import released
 from torch import nn
 
 from downstream import zoo
@@ -124,8 +125,7 @@ def own_words(name, size, path):
 @pytest.mark.parametrize(
     "name",
     [
-        "mambaout_femto_backbone",
-        *(pytest.param(r.class_name, marks=pytest.mark.slow) for r in RELEASED.values() if r.channels != 288),
+        *released(fast=("mambaout_femto",), values=lambda name: (RELEASED[name].class_name,)),
         pytest.param("ViTBackbone", marks=pytest.mark.slow),
     ],
 )
