@@ -74,8 +74,13 @@ def test_five_kills_and_other_numbers_of_workers_leave_the_run_equal_to_the_bit(
     assert recorded(out) == recorded(whole())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("processes", "seed"), [(1, 0), (1, 1), (1, 2), (2, 3), (2, 4), (2, 5)])
+@pytest.mark.parametrize(
+    ("processes", "seed"),
+    [
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 0), (2, 4))),
+        *(pytest.param(*case, marks=pytest.mark.extended) for case in ((1, 1), (1, 2), (2, 3), (2, 5))),
+    ],
+)
 def test_thirty_kill_points(processes, seed, shards, whole, tmp_path):
     """Six runs, each killed at five places drawn by chance."""
     rng, out = random.Random(seed), tmp_path / "smoke"
