@@ -81,6 +81,13 @@ def start(command: list[str], *arguments: object) -> "subprocess.Popen[str] | Fo
     )
 
 
+def ended(process: "subprocess.Popen[str] | Forked", code: int = 0) -> str:
+    """What a started command printed, once it has ended with this exit status."""
+    printed = "".join(process.communicate(timeout=300))
+    assert process.returncode == code, printed
+    return printed
+
+
 def run(*arguments: object, command: list[str] = FORKED, code: int = 0) -> str:
     process = start(command, *arguments)
     out, err = process.communicate(timeout=300)

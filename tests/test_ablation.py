@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import scipy.stats
-from processes import FORKED, ROOT, Forked, complete_lines, kill, smoke, start, wait_for
+from processes import FORKED, ROOT, Forked, complete_lines, ended, kill, smoke, start, wait_for
 
 sys.path.append(str(ROOT / "benchmarks"))
 ablation, exposure = importlib.import_module("ablation"), importlib.import_module("exposure")
@@ -29,12 +29,6 @@ def shards(tmp_path_factory) -> Path:
 
 def arguments(shards: Path, out: Path, *more: object) -> list[str]:
     return [str(one) for one in ("--shards", shards, "--out", out, "--seeds", 0, *SHORT, *more)]
-
-
-def ended(process, code: int = 0) -> str:
-    printed = "".join(process.communicate(timeout=300))
-    assert process.returncode == code, printed
-    return printed
 
 
 def steps_of(run: Path) -> int:

@@ -5,17 +5,11 @@ import json
 import sys
 
 import pytest
-from processes import ROOT, start
+from processes import ROOT, ended, start
 
 sys.path.append(str(ROOT / "benchmarks"))
 quality = importlib.import_module("quality")
 SMALL = ["--backbone", "test_resnet", "--data.workers", "0", "--views.local_count", "2", "--label", "finding"]
-
-
-def ended(process, code: int = 0) -> str:
-    printed = "".join(process.communicate(timeout=300))
-    assert process.returncode == code, printed
-    return printed
 
 
 def run(seed: int, value: float, name: str = "ours", minutes: float = 10) -> dict:

@@ -139,6 +139,7 @@ def test_the_releases_way_of_using_its_files_works_on_ours(name, tmp_path):
     assert loss == loss  # not NaN
 
 
+# As above; the same calls in our own words run without it: one backbone always, all 12 with -m extended.
 @pytest.mark.slow
 @pytest.mark.skipif(not README.is_file(), reason="the release's README does not lie beside this checkout")
 def test_the_releases_blocks_run_with_only_their_imports_changed(tmp_path, monkeypatch):
