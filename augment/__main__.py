@@ -27,7 +27,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "python -m augment preview", "Draw the views of some radiographs, each with its box on it."
     )
     preview.add_argument(
-        "paths", nargs="*", help="shard folders, .tar shards, or image files; without any, phantom crops are drawn"
+        "paths",
+        nargs="*",
+        default=[],
+        help="shard folders, .tar shards, or image files; without any, phantom crops are drawn",
     )
     preview.add_argument("--out", type=str, required=True, help="the PNG file to write")
     preview.add_argument("--recipe", type=str, help="a run's recipe, or a YAML file such as a run's config.yaml")
