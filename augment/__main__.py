@@ -50,7 +50,7 @@ def write_preview(paths: Sequence[str], out: Path, recipes: Sequence[str], count
     if out.suffix.lower() != ".png":
         raise cli.UserError(f"--out is {out}: give a file name that ends in .png")
     if count < 1 or seed < 0:
-        raise cli.UserError(f"--count is {count} and --seed {seed}: give at least 1 row and a seed of 0 or more")
+        raise cli.UserError(f"--count {count} --seed {seed}: give a count of at least 1 and a seed of 0 or more")
     try:
         images = [image for path in paths for image in _read(Path(path), count)] or _phantom_crops(count, seed)
         multi_crop = MultiCrop(recipe_views(*recipes))

@@ -142,7 +142,7 @@ def _places(path: str | Path) -> list[_Place]:
         raise PackError(f"cannot read {path} ({error.strerror}): check the path and its rights") from None
     plain = next((n for n, part in enumerate(whole.parts) if glob.has_magic(part)), None)
     if plain is None:
-        raise PackError(f"nothing to pack at {path}: check the path")
+        raise PackError(f"there is nothing at {path}: check the path")
     root = Path(*whole.parts[:plain])
     found = set(root.glob(str(Path(*whole.parts[plain:]))))  # pathlib's ** enters no links, so it does not go round
     outermost = sorted(place for place in found if not found.intersection(place.parents))

@@ -125,6 +125,8 @@ def _explained(message: str, parser: ArgumentParser) -> str:
         full = f"{group[1]}.{bad}" if group else bad
         near = difflib.get_close_matches(full, known, n=1, cutoff=0.6)
         said = f"there is no field '{full}'" + (f" (did you mean '{near[0]}'?)" if near else "")
+        if near and not any(k.startswith(full.rpartition(".")[0]) for k in known):  # a list of all would bury it
+            return f"{said}; `--help` explains every field"
     elif ill_typed := re.search(r'Parser key "([\w.]+)": ', message):
         full = ill_typed[1]
         reason = re.sub(r"<class '(\w+)'>", r"\1", message[ill_typed.end() :]).replace("NoneType", "null")

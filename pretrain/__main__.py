@@ -107,7 +107,8 @@ def read_command_line(argv: Sequence[str]) -> tuple[Config, str]:
     """The configuration and the value of --resume; a mistake ends the program with one line and exit 2."""
     parser = new_parser(
         "accelerate launch pretrain.py",
-        "Pretrain a backbone on tooth crops without labels. With no argument: the demo, on phantom radiographs.",
+        "Pretrain a backbone on tooth crops without labels. With no argument: the demo, on phantom radiographs. "
+        "The defaults below are those of --recipe; a reason may be that of another recipe's value.",
     )
     parser.add_argument("--config", action="config", help="YAML file of settings, such as a run's config.yaml.")
     parser.add_argument(

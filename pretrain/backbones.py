@@ -7,6 +7,7 @@ so the keys of a state dict read `m.<timm key>`.
 
 import contextlib
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -133,6 +134,14 @@ def build_backbone(name: str) -> Backbone:
             f"backbone '{name}' is neither released nor a timm model that gives feature maps{hint}: {error}; "
             f"released: {', '.join(RELEASED)}"
         ) from error
+
+
+def fitting_backbone(name: str, sizes: Sequence[tuple[int, int]]) -> Backbone:
+    """`build_backbone`, which takes one-channel views of the `sizes` (H, W) in px. Raises BackboneError if not."""
+    backbone = build_backbone(name)
+    for size in sizes:
+        check_view_size(backbone, name, size)
+    return backbone
 
 
 @torch.no_grad()

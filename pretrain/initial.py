@@ -31,7 +31,10 @@ class Initial(NamedTuple):
         (height, width), mean, std = (self.known.get(name, value) for name, value in ASSUMED.items())
         ours = config.views.global_size
         stated = [name for name in ASSUMED if name in self.known]
-        source = "stated with it" if len(stated) == len(ASSUMED) else "nothing beside it states it, so it is assumed"
+        place = "it" if self.stored.stated else self.stored.path.with_suffix(".json").name
+        source = (
+            f"stated in {place}" if len(stated) == len(ASSUMED) else "nothing beside it states it, so it is assumed"
+        )
         sizes = "" if (height, width) == ours else f", and now sees {ours[0]}x{ours[1]}"
         return (
             f"starting from {self.stored.path.name} ({self.checksum}), made for crops of {height}x{width} px"
@@ -57,9 +60,7 @@ def start_from(initial: Initial, config: Config, student: Network, teacher: Netw
         _same_backbone(path, str(known["backbone"]), config)
     for name, theirs in {"method.prototypes": initial.prototypes, **known}.items():
         if name in ("method.prototypes", "mean", "std") and theirs != (ours := attrgetter(name)(config)):
-            raise ConfigError(
-                f"--init {path} is of {name} {theirs:g}, not {ours:g} as the run: give --{name} {theirs:g}"
-            )
+            raise ConfigError(f"--init {path} has {name} {theirs:g}, the run {ours:g}: give --{name} {theirs:g}")
     for network in (student, teacher):
         try:
             fill(initial.stored, network.backbone, network.proj_head)
@@ -80,9 +81,7 @@ def starting_backbone(config: Config, checksum: str | None) -> Backbone | None:
 
 def _same_backbone(path: Path, name: str, config: Config) -> None:
     if (release_of(name) or name) != (release_of(config.backbone) or config.backbone):
-        raise ConfigError(
-            f"--init {path} is of backbone {name}, not {config.backbone} as the run: give --backbone {name}"
-        )
+        raise ConfigError(f"--init {path} has backbone {name}, the run {config.backbone}: give --backbone {name}")
 
 
 def _checksum(path: str) -> str:

@@ -45,7 +45,7 @@ _STYLE = f"""
 .found b {{ grid-column: 1 / -1 }}
 .near img, .maps img {{ width: 100%; display: block }}
 .near figure {{ border: 3px solid transparent; line-height: 1.3 }}
-.near figcaption {{ font-size: .68rem }}
+.near figcaption {{ font-size: min(.68rem, 2.3vw) }}
 .near .same {{ border-color: var(--good) }}
 .maps {{ display: grid; grid-template-columns: repeat(var(--n), minmax(6.5rem, 10rem)); gap: .4rem }}
 .maps b {{ align-self: end; line-height: 1.2 }}
@@ -97,6 +97,11 @@ def summary_rows(metrics: Sequence[dict[str, Any]], scores: dict[str, Any], prot
         (
             "",
             f"{knn['pixels']:.3f} from raw pixels, {knn['size']:.3f} from size, {1 / knn['classes']:.3f} by chance",
+        ),
+        *(
+            [("", "so raw pixels tell as much: train longer, or on more crops")]
+            if knn["after"] <= knn["pixels"]
+            else []
         ),
         ("", f"balanced accuracy, {knn['crops']} crops of {knn['patients']} patients, neighbours from other patients"),
     ]
@@ -186,7 +191,10 @@ class Report:
             raise ValueError(f"{self.folder.views.name} is damaged")
         scale = min(1.0, WIDEST / sheet.shape[1])
         sheet = cv2.resize(sheet, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        words = "Crops with the regions of their views, the views that the networks see, and what varies in them."
+        words = (
+            "Crops with the regions of their views, the views that the networks see, and what varies in them. What is "
+            "beyond a crop is its mirror image; m: a mirrored view; deg: a rotated one; grain: how coarse its noise is."
+        )
         return f'<p>{words}</p><div class="wide"><div class="sheet">{photo(sheet[..., ::-1], words, 80)}</div></div>'
 
     def _environment(self) -> str:

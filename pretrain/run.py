@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 
 from data_shards.stream import ShardSet, Stream
 from pretrain.auto import resolved
-from pretrain.backbones import Backbone, build_backbone
+from pretrain.backbones import Backbone, build_backbone, fitting_backbone
 from pretrain.checkpoint import load_resume
 from pretrain.combined import load_combined
 from pretrain.config import ChangedError, Config, ConfigError
@@ -30,7 +30,7 @@ from pretrain.scores import knn_of_run, labelled_sets
 from pretrain.shards import open_sets, phantom_shards, shard_cache
 from pretrain.stop import launcher_is_gone
 from pretrain.trackers import Trackers
-from pretrain.trainer import BadSamplesError, NonFiniteError, Trainer
+from pretrain.trainer import BadSamplesError, NonFiniteError, Trainer, view_sizes
 from pretrain.verdict import told
 from pretrain.watchdog import Watchdog
 
@@ -62,7 +62,7 @@ class Run:
         self.threads = resolve_threads(config.threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         torch.set_num_threads(self.threads)
         self.say(
-            f"{config.backbone} on {self.state.num_processes} x {self.state.device.type}, {self.threads} threads each, "
+            f"{config.backbone} on {self.state.num_processes} x {self.state.device.type}, --threads {self.threads}, "
             f"precision {self.precision.name} ({self.precision.why})"
         )
         if note := busy_note(self.threads):
@@ -71,6 +71,7 @@ class Run:
         self.sets, self.weights = open_sets(config, cache)
         self._on_main(self._open_folder)
         if not self.sets:
+            fitting_backbone(config.backbone, view_sizes(config))  # a mistake is told before a minute of rendering
             self.sets = [ShardSet(self._on_main(lambda: phantom_shards(config, self.folder.phantom, self.say)))]
         self.labelled = labelled_sets(config, self.sets, cache, self.say)
         stream = Stream(self.sets, self.weights, config.seed, config.data.shard_group)
@@ -94,13 +95,18 @@ class Run:
             self.say(initial.said(config))
         finished = self._on_main(lambda: self.folder.read_state().get("state")) == "finished"
         if finished and self.trainer.step == self.trainer.total:
-            self.say(f"the run in {self.folder.path} is finished: see {self.folder.report}; --resume never starts anew")
+            self.say(
+                f"the run in {self.folder.path} is finished: see {self.folder.report}; `--resume never` moves "
+                "it aside and starts anew"
+            )
             return
         epochs = self.trainer.total * config.data.batch_size / len(stream)
         self.say(
             f"{len(stream)} crops, {self.trainer.total} steps of {config.data.batch_size} crops ({epochs:.1f} epochs), "
             f"run folder {self.folder.path}"
         )
+        if config.data.batch_size > len(stream):
+            self.say("warning: a batch holds crops more than once: give a smaller --data.batch_size, or more crops")
         self._on_main(self._begin)
         self.training = True  # from here on an error may be one rank's own
         complete = self._train()
@@ -244,7 +250,7 @@ class Run:
         if self._has_collapsed():
             raise ConfigError(
                 f"{folder.verdict}. The run is stopped and saved after step {trainer.step} of {trainer.total}: start "
-                "anew with --resume never, or continue with --on_collapse warn"
+                "anew so with --resume never, or continue with --on_collapse warn"
             )
         folder.write_state("stopped", trainer.step)
         self.say(f"stopped after step {trainer.step} of {trainer.total}; {folder.same_command} continues")

@@ -37,6 +37,8 @@ def labelled_sets(
     if config.eval.shards:
         sets = [ShardSet(path, cache) for path in config.eval.shards]
         check_label(sets, label)
+        if {shards.checksum for shards in sets} & {shards.checksum for shards in training}:
+            say("note: k-NN is scored on crops that are trained on too (--eval.shards is among --data.shards)")
         return sets
     sets = [holdout for shards in training if (holdout := shards.holdout())]
     try:

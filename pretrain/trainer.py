@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from data_shards.stream import Stream
-from pretrain.backbones import build_backbone, check_view_size, check_width_for_bf16, freeze_unused, release_of
+from pretrain.backbones import check_width_for_bf16, fitting_backbone, freeze_unused, release_of
 from pretrain.batches import Batch, SampleRecord, normalised, view_batches
 from pretrain.compiled import compile_passes, compiler_mistakes
 from pretrain.config import Config
@@ -43,9 +43,7 @@ class BadSamplesError(ValueError):
 def build_networks(config: Config) -> tuple[Network, Network]:
     """Student and teacher with equal weights, a pure function of the seed (the same on every rank)."""
     torch.manual_seed(config.seed)
-    backbone = build_backbone(config.backbone)
-    for size in view_sizes(config):
-        check_view_size(backbone, config.backbone, size)
+    backbone = fitting_backbone(config.backbone, view_sizes(config))
     if not release_of(config.backbone):
         freeze_unused(backbone, config.views.global_size)
     speed_up(backbone)

@@ -100,7 +100,7 @@ def told(lines: Iterable[Line], total: int) -> list[tuple[str, str]]:
     if not said or not watch.verdict:
         return [("verdict", f"none: too early to tell in a run of {total} steps")]
     steps = ", ".join(f"{verdict.name} from step {step}" for step, verdict in said)
-    return [("verdict", str(watch.verdict)), ("", steps)]
+    return [("verdict", str(watch.verdict)), ("verdicts", steps)]
 
 
 class Figures:
@@ -139,9 +139,9 @@ class Figures:
     def learnt_so_far(self) -> str:
         """The figures of learning, in words."""
         return (
-            f"the student predicts {self.gain:.2f} of the {self.apart:.2f} nats that its targets tell images apart by, "
-            f"{self.gain_first:.2f} at the start; loss / ln K {self.loss / self.ln_k:.3f}, RankMe {self.rank:.0f} "
-            f"({self.rank_first:.0f} at the start)"
+            f"the student predicts {self.gain:.2f} of the {self.apart:.2f} nats that its targets tell images apart by "
+            f"({self.gain_first:.2f} at the start; a blind guess has 0); loss / ln K {self.loss / self.ln_k:.3f}, "
+            f"RankMe {self.rank:.0f} ({self.rank_first:.0f} at the start)"
         )
 
 
@@ -179,7 +179,7 @@ def point_collapse(run: Figures) -> Verdict | None:
         f"the targets use {math.exp(run.whole):.1f} prototypes, {math.exp(run.whole_first):.0f} at the start "
         f"(entropy of their mean {run.whole:.2f} nats, {run.whole_first:.2f} at the start)",
         "use --method.centering sinkhorn, or --method.center_momentum 0.9 and a higher --method.teacher_temperature "
-        f"(now {run.temperature:g})",
+        f"(at this step {run.temperature:g})",
     )
 
 
@@ -196,7 +196,7 @@ def uniform_collapse(run: Figures) -> Verdict | None:
         "uniform collapse",
         f"the targets tell images apart by {run.apart:.2f} nats, and each has {run.target / run.ln_k:.0%} of the "
         f"entropy of a uniform one (loss / ln K {run.loss / run.ln_k:.3f})",
-        f"lower --method.teacher_temperature (now {run.temperature:g}), well below the student's",
+        f"lower --method.teacher_temperature (at this step {run.temperature:g}), well below the student's",
     )
 
 
@@ -273,7 +273,7 @@ def not_learning(run: Figures) -> Verdict | None:
     return Verdict(
         "not learning",
         run.learnt_so_far(),
-        f"raise --optim.lr (now {run.lr:.2g}), or look at views.png whether the views still show the same tooth",
+        f"raise --optim.lr (at this step {run.lr:.2g}), or look at views.png whether views still show the same tooth",
     )
 
 

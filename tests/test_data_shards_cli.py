@@ -133,7 +133,7 @@ def test_help_explains_every_field(capsys):
     ("arguments", "words"),
     [
         (["pakc"], "no command 'pakc': use one of pack"),
-        (["pack", "nowhere.zip", "--out", "x"], "nothing to pack at nowhere.zip: check the path"),
+        (["pack", "nowhere.zip", "--out", "x"], "there is nothing at nowhere.zip: check the path"),
         (["pack", "scans.zip", "--out", "x", "--pixel-aspcet", "2"], "did you mean 'pixel_aspect'?"),
         (["pack", "scans.zip", "--out", "x", "--workers", "many"], "workers"),
         (["pack", "scans.zip", "--out", "x", "--holdout", "2"], "holdout 2.0: give the share"),
@@ -149,7 +149,7 @@ def test_help_explains_every_field(capsys):
         (["verify", "nowhere"], "no shards at nowhere: make them with"),
         (["describe", "hollow"], "no .tar shard in hollow"),
         (["describe", "scans.zip"], "is no shard"),
-        (["preview", "nowhere"], "nothing to pack at nowhere"),
+        (["preview", "nowhere"], "there is nothing at nowhere"),
         (["preview", "scans.zip", "--out", "text.txt/x.png"], "cannot write text.txt/x.png"),
         (["locate", "0123456789abcdef"], "no table of ids at"),
         (["phantom", "--out", "x.zip", "--patients", "0"], "patients is 0"),

@@ -85,10 +85,10 @@ def test_the_head_learns_alone_at_first_and_all_of_it_slower(begun):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"backbone": "resnet10t"}, "of backbone test_resnet, not resnet10t as the run: give --backbone test_resnet"),
-        ({"method": MethodConfig(prototypes=64)}, "of method.prototypes 256, not 64 as the run: give --method.proto"),
-        ({"mean": 0.4}, "of mean 0.5, not 0.4 as the run: give --mean 0.5"),
-        ({"std": 1.0}, "of std 0.25, not 1 as the run: give --std 0.25"),
+        ({"backbone": "resnet10t"}, "has backbone test_resnet, the run resnet10t: give --backbone test_resnet"),
+        ({"method": MethodConfig(prototypes=64)}, "has method.prototypes 256, the run 64: give --method.proto"),
+        ({"mean": 0.4}, "has mean 0.5, the run 0.4: give --mean 0.5"),
+        ({"std": 1.0}, "has std 0.25, the run 1: give --std 0.25"),
     ],
 )
 def test_what_does_not_fit_is_one_line_with_the_option_that_would(change, said, begun):
@@ -123,7 +123,7 @@ def test_keys_tell_whose_they_are_where_nobody_does(begun, tmp_path):
         start_from(read_initial(str(path)), config, *build_networks(config))
     student, _ = build_networks(config)
     save_combined(path, student.backbone, student.proj_head)
-    with pytest.raises(ConfigError, match="is of backbone mambaout_femto, not test_resnet as the run"):
+    with pytest.raises(ConfigError, match="has backbone mambaout_femto, the run test_resnet"):
         start_from(read_initial(str(path)), configuration(), *build_networks(configuration()))
 
 
@@ -140,7 +140,7 @@ def test_a_run_from_weights_keeps_what_they_know_and_continues_without_them(tmp_
     common += ["--method.prototypes", "auto"]
     printed = smoke(out, shards, *common, "--init", start, "--steps", 10)
     assert "starting from begun.pth" in printed
-    assert "64x48 px, (pixel / white - 0.5) / 0.25: stated with it" in printed
+    assert "64x48 px, (pixel / white - 0.5) / 0.25: stated in" in printed
     facts = json.loads((out / "run.json").read_text())
     knn = facts["scores"]["knn"]
     assert knn["start"] == json.loads((begun / "begun.json").read_text())["scores"]["knn"]["after"]

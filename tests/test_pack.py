@@ -755,7 +755,7 @@ def test_a_plain_image_and_a_tar_that_ends_in_a_zip(tmp_path):
     single = pack(PackConfig([tmp_path / "x.png"], tmp_path / "single", key=KEY, quiet=True))
     assert single["statistics"]["samples"] == 1
     inner.write_bytes(inner.read_bytes()[:100])
-    for path, words in ((inner, "cut off"), (tmp_path / "nowhere", "nothing to pack at")):
+    for path, words in ((inner, "cut off"), (tmp_path / "nowhere", "nothing at")):
         with pytest.raises(PackError, match=words):
             packed(path, tmp_path / "x")
 

@@ -277,6 +277,7 @@ MISTAKES = {
     "ill-typed field": (["--optim.lr", "fast"], r"'optim\.lr' does not fit: Expected.*float.*--help"),
     "endless": (["--epochs", ".inf"], r"epochs is inf.*finite"),
     "one of two values": (["--views.global_size", 64], r"several values are written \[64,48\]"),
+    "misspelt group": (["--optm.lr", 3], r"no field 'optm\.lr' \(did you mean 'optim\.lr'\?\); `--help`"),
     "shortened field": (["--step", 3], r"no field 'step'.*did you mean 'steps'"),
     "one item after =": (["--data.shards=nowhere"], r"no shards at nowhere"),
     "unknown recipe": (["--recipe", "huge"], r"no recipe 'huge'; valid: convnextv2, demo"),
@@ -301,6 +302,7 @@ MISTAKES = {
     "a path for a backbone": (["--backbone", "local-dir:/data/clinic"], r"is a place, not a name"),
     "a path for a recipe": (["--recipe", "../recipes/smoke"], r"no recipe"),
     "unwritable": (["--out", "/proc/run"], r"/proc/run"),
+    "no such backbone": (["--data.phantom_patients", 12, "--backbone", "resnet5000"], r"'resnet5000' is neither"),
     "diverging": (["--optim.lr", "1e30", "--steps", 6, "--optim.clip", "1e30"], r"the loss is nan .*Lower --optim\.lr"),
     "corrupt crop": (["--data.shards", "{corrupt}"], r"sample \w+ in .* is corrupt"),
     "no length": (["--steps", "null"], r"either --steps N or --epochs N"),
@@ -337,9 +339,10 @@ def test_a_mistake_is_one_line_and_exit_2(name, shards, tmp_path):
     recipe = [] if "--recipe" in arguments else ["--recipe", "smoke"]
     out = [] if "--out" in arguments else ["--out", tmp_path / "run"]
     process = start(FORKED, *recipe, *out, *given, *arguments)
-    _, errors = process.communicate(timeout=120)
+    printed, errors = process.communicate(timeout=120)
     assert process.returncode == 2, errors
     assert "Traceback" not in errors
+    assert "rendering" not in printed or "wisdom" in errors  # a label of the phantom is known when it is packed
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert re.search(message, line), line
 
