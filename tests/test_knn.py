@@ -15,6 +15,8 @@ from pretrain.__main__ import read_command_line
 from pretrain.batchnorm import calibration_crops
 from pretrain.evaluate import embed, knn_over_folds, load_labelled, unit
 from pretrain.knn import PROBE, TrainingKnn
+from pretrain.scores import labelled_sets
+from pretrain.shards import shard_cache
 from pretrain.trainer import Trainer
 
 TINY = ["--backbone", "test_resnet", "--views.global_size", "[32,24]", "--views.local_size", "[16,12]"]
@@ -112,6 +114,17 @@ def test_nothing_to_score_on_is_said(shards, capsys):
     training.labelled = []
     assert training.knn().every == 0
     assert "no labelled shards" in capsys.readouterr().out
+
+
+def test_scoring_on_what_is_trained_on_is_said(shards):
+    for scored, words in (
+        (shards, ["note: k-NN is scored on crops that are trained on too"]),
+        (shards / "holdout", []),
+    ):
+        config, _ = read_command_line(["--data.shards", str(shards), "--eval.shards", str(scored), *OPTIONS])
+        said: list[str] = []
+        assert labelled_sets(config, [ShardSet(shards)], shard_cache(config.data), said.append)[0].path == scored
+        assert [line.partition(" (")[0] for line in said] == words
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from pretrain.config import Config, DataConfig
 from pretrain.curves import curves_on_page
 from pretrain.evaluate import embed, unit
 from pretrain.feature_maps import activation_maps, attention_maps, feature_maps, larger, pca_colours
-from pretrain.report import Report
+from pretrain.report import Report, summary_rows
 from pretrain.run_folder import RunFolder
 from pretrain.specimens import examples, specimens
 
@@ -175,6 +175,13 @@ def test_a_page_on_request_is_of_the_run_as_it_stands(shards, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["report", str(tmp_path)])
     assert "is no run folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("after", "remark"), [(0.5, True), (0.6, True), (0.61, False)])
+def test_k_nn_that_raw_pixels_have_too_is_remarked(after, remark):
+    knn = {"label": "fdi", "after": after, "before": 0.3, "pixels": 0.6, "size": 0.1, "classes": 4}
+    rows = summary_rows(LINES, {"knn": knn | {"crops": 9, "patients": 2}}, 64)
+    assert any("raw pixels tell as much" in words for _, words in rows) == remark
 
 
 def test_a_map_of_crops_is_the_same_each_time_and_needs_no_label(crops):

@@ -265,6 +265,24 @@ def test_help_shows_the_values_of_the_views(capsys):
     assert re.search(r"--views.local_count LOCAL_COUNT .*?default: 2\)", told)
 
 
+def test_a_batch_of_more_crops_than_there_are_is_told(shards, tmp_path):
+    common = [
+        "--backbone",
+        "test_resnet",
+        "--steps",
+        1,
+        "--data.workers",
+        0,
+        "--eval.label",
+        "finding",
+        "--pictures",
+        "false",
+    ]
+    crops = len(ShardSet(shards))
+    told = [smoke(tmp_path / f"b{n}", shards, *common, "--data.batch_size", n) for n in (crops, crops + 1)]
+    assert ["warning: a batch holds crops more than once" in printed for printed in told] == [False, True]
+
+
 MISTAKES = {
     "no shards there": (["--data.shards", "nowhere"], r"no shards at nowhere"),
     "no shards given": (["--data.phantom_patients", 0], r"no shards given"),
