@@ -51,15 +51,21 @@ def updated_center(center: Tensor, batch_mean: Tensor, momentum: float) -> Tenso
     return center * momentum + batch_mean * (1 - momentum)
 
 
+SHORTEST = 1e-2
+"""Length of features below which KoLeo takes them as they are: one of no length has no direction to be pushed in, and a
+gradient of 6e10 for the attempt would leave the others none after clipping."""
+
+
 def koleo_loss(features: Tensor, everyones: Tensor, first: int) -> Tensor:
     """-mean log distance to the nearest other image on the unit sphere (KoLeo, eq. 3): spreads features evenly.
 
     features [V, B, C] of this rank's views; everyones [V, R x B, C], without gradient, the same of all ranks, where
     this rank's begin at row `first` -> scalar. Each feature is pushed from its neighbour and not the neighbour from
     it, so that the mean of the ranks' gradients is that of one process with the global batch. The small constant
-    bounds the push between duplicates. Raises nothing; wants at least two images in the global batch.
+    bounds the push between duplicates, and SHORTEST that of a feature of no length. Raises nothing; wants at least two
+    images in the global batch.
     """
-    own, others = F.normalize(features, dim=-1), F.normalize(everyones, dim=-1)
+    own, others = (F.normalize(f, dim=-1, eps=SHORTEST) for f in (features, everyones))
     similarity = own.detach() @ others.mT
     rows = torch.arange(own.shape[1], device=own.device)
     similarity[:, rows, first + rows] = -2  # nobody is one's own neighbour

@@ -139,10 +139,12 @@ class Trainer:
     def koleo(self, features: Tensor, neighbours: Tensor | None, first: int) -> Tensor:
         """KoLeo of student features [global views, B, C], the global batch's images from number `first` on.
 
-        Neighbours are sought in the whole global batch: `neighbours`, or every rank's `features` where those are all.
+        Neighbours are sought in the whole global batch: `neighbours`, or every rank's `features` where those are all
+        (or, at weight 0, as the figure of a micro-batch).
         """
         if neighbours is None:
             neighbours = everyones(self.accelerator, features.detach())
+            first = self.accelerator.process_index * features.shape[1]
         return koleo_loss(features, neighbours, first)
 
     def features_beforehand(self, parts: list[tuple[Tensor, ...]], images: int) -> Tensor | None:

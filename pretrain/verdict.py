@@ -85,7 +85,17 @@ def judge(first: Sequence[Line], recent: Sequence[Line], total: int) -> Verdict 
     if recent[-1]["step"] < MONITOR_EVERY:
         return None
     figures = Figures(first, list(recent), total)
-    rules = (diverging, point_collapse, uniform_collapse, rank_collapse, frozen, starved, learning, not_learning)
+    rules = (
+        diverging,
+        point_collapse,
+        uniform_collapse,
+        rank_collapse,
+        frozen,
+        forgetting,
+        starved,
+        learning,
+        not_learning,
+    )
     return next((verdict for rule in rules if (verdict := rule(figures))), None)
 
 
@@ -110,17 +120,25 @@ class Figures:
         noisy = recent[-NOISY:] if len(recent) >= 2 * BEGIN else recent[-BEGIN:]
         self.step, self.total = recent[-1]["step"], total
         self.recent = recent
-        self.ln_k = first[0]["loss"] / first[0]["loss_over_ln_k"]
+        self.ln_k = next((x["loss"] / x["loss_over_ln_k"] for x in (*first, *recent) if x["loss"]), 1.0)
         self.loss, self.loss_first = (mean(line["loss"] for line in lines) for lines in (noisy, first))
         self.target = mean(line["target_entropy"] for line in noisy)
         self.whole, self.whole_first = (mean(line["target_mean_entropy"] for line in lines) for lines in (noisy, first))
         self.apart = self.whole - self.target
         """What the targets tell images apart by."""
-        gains = [line["target_mean_entropy"] - line["loss"] for line in noisy]
-        self.gain = mean(gains)
-        self.gain_first = self.whole_first - self.loss_first
+        gains, gains_first = ([x["target_mean_entropy"] - x["loss"] for x in lines] for lines in (noisy, first))
         jumps = [after - before for before, after in pairwise(gains)]  # of which a rise is no part
-        self.noise = stdev(jumps) / math.sqrt(2 * len(gains)) if len(jumps) > 1 else math.inf
+        one = stdev(jumps) / math.sqrt(2) if len(jumps) > 3 else math.inf
+        self.gain, self.noise = mean(gains), one / math.sqrt(len(gains))
+        self.thawed = not any(line.get("backbone_frozen") for line in noisy)
+        frozen_first, self.lost = bool(first[0].get("backbone_frozen")), first[0]["step"] > 0
+        self.given = self.lost or frozen_first or gains_first[0] > 4 * one
+        """Whether its weights knew something at its first line: those of --init, or of lines that are lost."""
+        if self.given and not (self.lost or frozen_first):
+            gains_first = gains_first[:1]  # a few steps may destroy them
+        self.gain_first = mean(gains_first)
+        if self.given:
+            self.noise = math.hypot(self.noise, one / math.sqrt(len(gains_first)))
         self.rank, self.rank_first = (
             next(x["rankme"] for x in lines if "rankme" in x) for lines in (recent[::-1], first)
         )
@@ -132,8 +150,10 @@ class Figures:
         """Nats learnt: the gain, or if a small batch shows too few prototypes for it to be above 0, its rise.
 
         A rise counts as far as the loss is below a uniform guess: it comes too where a student turns uniform, and that
-        alone where targets fall to one prototype.
+        alone where targets fall to one prototype. Of weights that knew something the rise counts alone.
         """
+        if self.given:
+            return self.gain - self.gain_first
         return max(self.gain, min(self.ln_k - self.loss, self.gain - self.gain_first))
 
     def learnt_so_far(self) -> str:
@@ -155,7 +175,7 @@ RISE = 0.1
 def diverging(run: Figures) -> Verdict | None:
     """Weights that explode, or a loss that climbs above both its start and a uniform guess."""
     growth, spikes = change(run.recent, "weight_norm"), run.recent[-1]["gradient_norm"]
-    if growth < GROWTH and run.loss < max(run.loss_first, run.ln_k) + RISE * run.ln_k:
+    if growth < GROWTH and run.loss < max(run.loss_first, run.ln_k) + max(RISE * run.ln_k, 4 * run.noise):
         return None
     return Verdict(
         "diverging",
@@ -266,9 +286,26 @@ def learning(run: Figures) -> Verdict | None:
     return Verdict("learning", run.learnt_so_far())
 
 
+KEPT = 0.5
+"""Share of what the weights of --init predict that a run must keep. It is lost within a few steps or not at all."""
+
+
+def forgetting(run: Figures) -> Verdict | None:
+    """Weights that knew something, and that the run destroys."""
+    if not run.given or run.gain > KEPT * run.gain_first or run.learnt > -max(LEARNT, 4 * run.noise):
+        return None
+    return Verdict(
+        "not learning",
+        f"the weights that it began with are being lost: {run.learnt_so_far()}",
+        "lower --optim.lr, or --optim.init_lr if they are those of --init",
+    )
+
+
 def not_learning(run: Figures) -> Verdict | None:
-    """A student that by now should have learnt something."""
+    """A student that by now should have learnt something, with a backbone that may learn."""
     if run.step + MONITOR_EVERY < run.total * EARLY or run.step < FEWEST or run.learnt > run.noise:
+        return None
+    if run.lost or not run.thawed or not math.isfinite(run.noise):
         return None
     return Verdict(
         "not learning",

@@ -94,6 +94,7 @@ def test_sinkhorn_uses_every_prototype_where_softmax_would_use_one():
 @given(st.integers(1, 2), st.integers(1, 3), st.integers(2, 9), st.integers(2, 12), st.integers(0, 2**31))
 def test_koleo_is_the_log_distance_to_the_nearest_of_all_ranks(views, ranks, batch, channels, seed):
     features = np.random.default_rng(seed).normal(size=(views, ranks * batch, channels))
+    features += 0.1 * np.sign(features)  # none is so short that it has no direction
     unit = features / np.linalg.norm(features, axis=-1, keepdims=True)
     expected = 0.0
     for view in unit:
@@ -116,6 +117,11 @@ def test_koleo_pushes_neighbours_apart_and_is_safe_at_duplicates():
     assert koleo_loss(features, features.detach(), 0) < koleo_loss(start, start, 0) - 1
     twins = torch.ones(1, 4, 8, requires_grad=True)
     koleo_loss(twins, twins.detach(), 0).backward()
+    blank = torch.randn(1, 4, 8)
+    blank[0, 3] = 0
+    blank.requires_grad_()
+    koleo_loss(blank, blank.detach(), 0).backward()
+    assert blank.grad.norm(dim=-1).max() < 100  # no more than a hundredth of a unit vector has
     assert torch.isfinite(twins.grad).all()
 
 

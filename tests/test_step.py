@@ -1,6 +1,7 @@
 """The whole step against an independent one in float64: loops, autograd and AdamW by hand; only layers are shared."""
 
 import copy
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -163,6 +164,22 @@ def trainer_of(config: Config, monkeypatch) -> Trainer:
     trainer = Trainer(config, Accelerator(cpu=True), range(1000))
     trainer.trained = trainer.student
     return trainer
+
+
+def test_a_batch_in_pieces_needs_no_koleo(monkeypatch):
+    """At weight 0 no piece knows the neighbours in the others: the figure is the piece's, the gradient none."""
+    config = configuration("sinkhorn", "per_size", 3)
+    config = dataclasses.replace(config, method=dataclasses.replace(config.method, koleo=0.0))
+    trainer = trainer_of(config, monkeypatch)
+    for network in (trainer.student, trainer.teacher):
+        network.eval()
+    views = [
+        torch.randint(0, 256, (n * BATCH, 1, *size), dtype=torch.uint8) for n, size in ((2, (16, 12)), (3, (8, 6)))
+    ]
+    loss, _, norm = Reference(trainer.student, config).step(0, views)
+    measured = trainer.train_step(views, rates_at(config, 0, STEPS))["measured"]
+    assert measured[[0, 2]].tolist() == pytest.approx([loss, norm], rel=2e-5)
+    assert measured[1].isfinite()
 
 
 @pytest.mark.parametrize("micro_batches", [1, 3])
