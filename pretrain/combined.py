@@ -164,7 +164,7 @@ def fill(stored: Combined, backbone: Backbone | None = None, head: proj_head | N
             f"{path} holds {theirs[odd[0]].dtype} where float32 belongs, in {len(odd)} of {len(ours)} tensors "
             f"({odd[0]} first): it was quantised; use the original"
         )
-    if lost := [k for k in ours if theirs[k].is_floating_point() and not theirs[k].isfinite().all()]:
+    if lost := [k for k in ours if theirs[k].is_floating_point() and not theirs[k].float().isfinite().all()]:
         raise CheckpointError(
             f"{path} holds values that are not finite in {len(lost)} of {len(ours)} tensors ({lost[0]} first): it is "
             "of a run that diverged; use another"

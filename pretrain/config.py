@@ -235,6 +235,8 @@ class Config:
                 least = f"of {low:g} or more" + (", finite" if not math.isfinite(value) else "")
                 wanted = f"from {low:g} to {high:g}" if math.isfinite(high) else least
                 raise ConfigError(f"{name} is {value}; give --{name} a value {wanted}")
+        if self.init == "":
+            raise ConfigError("--init is empty: give a checkpoint, or leave it out")
         build_extra(self.views)
         check_trackers(self.log_with)
         if self.views.global_count + self.views.local_count < 2:

@@ -24,7 +24,7 @@ class Initial(NamedTuple):
     @property
     def prototypes(self) -> int:
         """The width K of its head."""
-        return len(self.stored.proj_head.get("last_layer.weight_v", ()))
+        return len(self.stored.proj_head["last_layer.weight_v"])
 
     def said(self, config: Config) -> str:
         """The input convention that is assumed of it, and whether it was stated, in one line."""
@@ -45,6 +45,9 @@ class Initial(NamedTuple):
 def read_initial(path: str) -> Initial:
     """Read a combined checkpoint in any of its forms, and the facts beside it. Raises CheckpointError in one line."""
     stored = read_combined(path)
+    last = stored.proj_head.get("last_layer.weight_v")
+    if last is None or last.ndim != 2:
+        raise CheckpointError(f"--init {path}: its head has no last_layer.weight_v [K, width], as the release's have")
     return Initial(stored, _checksum(path), stored.stated | read_facts(Path(path).with_suffix(".json")))
 
 

@@ -30,7 +30,7 @@ def rates_at(config: Config, step: int, total: int) -> Rates:
         ema_momentum=cosine(step, total, method.ema_start, method.ema_end),
         teacher_temperature=ramp(step, round(method.teacher_temperature_warmup * total), *temperatures),
         last_layer_frozen=step < round(method.freeze_last_layer * total),
-        backbone_frozen=config.init is not None and step < round(optim.init_freeze * total),
+        backbone_frozen=bool(config.init) and step < round(optim.init_freeze * total),
     )
 
 

@@ -114,6 +114,29 @@ def test_a_file_that_is_not_there_is_one_line():
         read_initial("nowhere.pth")
 
 
+@pytest.mark.parametrize("last", [None, torch.ones(())])
+def test_a_head_of_another_form_is_one_line(last, begun, tmp_path):
+    stored = torch.load(begun, weights_only=True)
+    del stored["proj_head"]["last_layer.weight_v"]
+    if last is not None:
+        stored["proj_head"]["last_layer.weight_v"] = last
+    torch.save(stored, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match=r"odd.pth: its head has no last_layer\.weight_v"):
+        read_initial(str(tmp_path / "odd.pth"))
+
+
+def test_weights_in_eight_bits_are_read_and_no_name_is_an_error(begun, tmp_path):
+    stored = torch.load(begun, weights_only=True)
+    key = next(key for key, tensor in stored["backbone"].items() if tensor.ndim == 4)
+    stored["backbone"][key] = stored["backbone"][key].to(torch.float8_e4m3fn)
+    torch.save(stored, tmp_path / "short.pth")
+    student, teacher = build_networks(configuration())
+    start_from(read_initial(str(tmp_path / "short.pth")), configuration(), student, teacher)
+    assert torch.equal(student.backbone.state_dict()[key], stored["backbone"][key].float())
+    with pytest.raises(ConfigError, match="--init is empty"):
+        configuration(init="").check(1)
+
+
 @pytest.mark.slow  # whose keys they are is found by building all that were released
 def test_keys_tell_whose_they_are_where_nobody_does(begun, tmp_path):
     path = tmp_path / "bare.pth"
