@@ -34,6 +34,8 @@ class PeerRun:
     threads: int
     precision: str = "32-true"
     optimizer: str = "auto"  # SGD for DINO in 0.18
+    frozen_share: float | None = None
+    """Share of the steps in which its last layer does not learn; left out, 1,250 steps in 0.18, in short runs all."""
     workers: int = 1
 
     def command(self, python: Path) -> list[str]:
@@ -126,6 +128,9 @@ def serve(run: PeerRun) -> None:
         seed=run.seed,
         optim=run.optimizer,
         overwrite=True,
+        method_args={"student_freeze_last_layer_steps": round(run.frozen_share * run.steps)}
+        if run.frozen_share
+        else None,
         transform_args={
             "image_size": run.global_size,
             "local_view": {"num_views": run.local_count, "view_size": run.local_size},
