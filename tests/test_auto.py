@@ -87,6 +87,14 @@ def test_the_learning_rate_grows_with_the_root_of_the_batch(batch, factor):
     assert auto.learning_rate(64, "starnet_s4") == 1e-3
 
 
+@pytest.mark.parametrize("name", [*RELEASED, "resnet10t", "vit_tiny_patch16_224"])
+def test_vits_convnextv2_and_strangers_learn_at_half_the_rate(name):
+    rate = 5e-4 if name in ("vit", "convnextv2", "resnet10t", "vit_tiny_patch16_224") else 1e-3
+    release = RELEASED.get(name)
+    for called in (name, *((release.class_name, release.timm_name, *release.checkpoints) if release else ())):
+        assert auto.learning_rate(64, called) == rate
+
+
 @given(processes=st.integers(1, 300))
 def test_any_number_of_processes_gets_a_batch_that_divides(processes):
     for device in ("cpu", "cuda"):
