@@ -125,7 +125,7 @@ def test_two_ranks_balance_targets_and_spread_features_over_the_global_batch():
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/cpu-2.yaml"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(root)}
     done = subprocess.run(
-        [*launch, "tests/two_ranks.py"], cwd=root, env=environment, capture_output=True, text=True, timeout=120
+        [*launch, "tests/two_ranks.py"], cwd=root, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("equal") == 2
