@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 import yaml
@@ -139,6 +140,8 @@ def test_recipes(recipe):
     """Short, with reasons, every name right, and its backbone takes its views."""
     text = (RECIPES / f"{recipe}.yaml").read_text()
     assert len(text.splitlines()) < 30
+    without = [line for line in text.splitlines() if re.search(r"(?<![\w/])\d", line) and "#" not in line]
+    assert not without, "a figure has its reason beside it"
     config, _ = read_command_line(["--recipe", recipe])
     config, _ = auto.resolved(config, 10_000, "cpu", 1)
     config.check(1)
