@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the string below a field is its --help
@@ -92,7 +93,8 @@ def _with_values(argv: list[str], switches: set[str]) -> list[str]:
 
 def _fold_lists(argv: list[str], lists: Sequence[str]) -> list[str]:
     folded: list[str] = []
-    places: dict[str, int] = {}  # of the items of an option given before
+    given: dict[str, list[list[str]]] = {}  # what followed an option, each time
+    places: dict[str, int] = {}  # of its value
     i = 0
     argv = [part for a in argv for part in (a.split("=", 1) if a.partition("=")[0] in lists else [a])]
     while i < len(argv):
@@ -100,19 +102,27 @@ def _fold_lists(argv: list[str], lists: Sequence[str]) -> list[str]:
         folded.append(option)
         i += 1
         if option in lists:
-            items = []
+            words = []
             while i < len(argv) and not argv[i].startswith("--"):
-                items.append(argv[i])
+                words.append(argv[i])
                 i += 1
-            if len(items) == 1 and items[0].startswith("["):
-                folded.append(items[0])
-            elif option in places:  # given twice: one longer list
+            given.setdefault(option, []).append(words)
+            if option in places:  # given twice: one longer list
                 folded.pop()
-                folded[places[option]] = json.dumps(json.loads(folded[places[option]]) + items)
+                folded[places[option]] = json.dumps([item for each in given[option] for item in _items(each)])
             else:
                 places[option] = len(folded)
-                folded.append(json.dumps(items))
+                folded.append(words[0] if _is_flow(words) else json.dumps(words))
     return folded
+
+
+def _is_flow(words: Sequence[str]) -> bool:
+    """Whether a list is written as in a recipe: [a, b]."""
+    return len(words) == 1 and words[0].startswith("[")
+
+
+def _items(words: Sequence[str]) -> Sequence[Any]:
+    return yaml.load(words[0], yaml.BaseLoader) if _is_flow(words) else words
 
 
 def _explained(message: str, parser: ArgumentParser) -> str:

@@ -20,6 +20,9 @@ else:
     AutoInt, AutoFloat = int | Literal["auto"], float | Literal["auto"]
 
 
+LENGTH_UNCLEAR = "the length of the run is not clear: give either --steps N or --epochs N"
+
+
 class ConfigError(ValueError):
     """Settings that cannot work together; one line saying which and what to do."""
 
@@ -220,7 +223,7 @@ class Config:
     def total_steps(self, samples: int) -> int:
         """Steps of the run over `samples` crops. Raises ConfigError unless exactly one length is given."""
         if (self.steps is None) == (self.epochs is None):
-            raise ConfigError("the length of the run is not clear: give either --steps N or --epochs N")
+            raise ConfigError(LENGTH_UNCLEAR)
         return self.steps if self.steps is not None else math.ceil((self.epochs or 0) * samples / self.data.batch_size)
 
     def check(self, processes: int) -> None:
@@ -237,6 +240,8 @@ class Config:
                 raise ConfigError(f"{name} is {value}; give --{name} a value {wanted}")
         if self.init == "":
             raise ConfigError("--init is empty: give a checkpoint, or leave it out")
+        if self.steps is not None and self.epochs is not None:  # here, before `epochs: auto` becomes steps of its own
+            raise ConfigError(LENGTH_UNCLEAR)
         build_extra(self.views)
         check_trackers(self.log_with)
         if self.views.global_count + self.views.local_count < 2:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 import yaml
@@ -87,6 +88,14 @@ def test_the_learning_rate_grows_with_the_root_of_the_batch(batch, factor):
     assert auto.learning_rate(64, "starnet_s4") == 1e-3
 
 
+@pytest.mark.parametrize("name", [*RELEASED, "resnet10t", "vit_tiny_patch16_224"])
+def test_vits_convnextv2_and_strangers_learn_at_half_the_rate(name):
+    rate = 5e-4 if name in ("vit", "convnextv2", "resnet10t", "vit_tiny_patch16_224") else 1e-3
+    release = RELEASED.get(name)
+    for called in (name, *((release.class_name, release.timm_name, *release.checkpoints) if release else ())):
+        assert auto.learning_rate(64, called) == rate
+
+
 @given(processes=st.integers(1, 300))
 def test_any_number_of_processes_gets_a_batch_that_divides(processes):
     for device in ("cpu", "cuda"):
@@ -131,6 +140,8 @@ def test_recipes(recipe):
     """Short, with reasons, every name right, and its backbone takes its views."""
     text = (RECIPES / f"{recipe}.yaml").read_text()
     assert len(text.splitlines()) < 30
+    without = [line for line in text.splitlines() if re.search(r"(?<![\w/])\d", line) and "#" not in line]
+    assert not without, "a figure has its reason beside it"
     config, _ = read_command_line(["--recipe", recipe])
     config, _ = auto.resolved(config, 10_000, "cpu", 1)
     config.check(1)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
+from pretrain.__main__ import read_command_line
 from pretrain.backbones import build_backbone
 from pretrain.batchnorm import calibrate_batchnorm
 from pretrain.config import Config, ConfigError, DataConfig
@@ -114,8 +115,34 @@ def test_length_is_steps_or_epochs():
     for config in (Config(), Config(steps=1, epochs=1)):
         with pytest.raises(ConfigError, match="either --steps N or --epochs N"):
             config.total_steps(100)
+    for config in (
+        Config(steps=1, epochs=1),
+        Config(steps=10, epochs="auto"),
+    ):  # auto has become steps when it is asked
+        with pytest.raises(ConfigError, match="either --steps N or --epochs N"):
+            config.check(1)
     for config in (Config(steps=0), Config(epochs=-1), Config(seed=-1), Config(std=0)):
         with pytest.raises(ConfigError, match=r"a value (from|of)"):
+            config.check(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--recipe", "vit", "--steps", "10"], (10, None)),
+        (["--recipe", "demo", "--epochs", "auto"], (None, "auto")),
+        (["--recipe", "demo", "--epochs=2"], (None, 2)),
+        (["--recipe", "vit", "--steps", "10", "--epochs", "auto"], None),
+        (["--recipe", "demo", "--steps=10", "--epochs=2"], None),
+    ],
+)
+def test_one_length_replaces_the_recipes_and_two_are_refused(options, expected):
+    config, _ = read_command_line(options)
+    if expected:
+        config.check(1)
+        assert (config.steps, config.epochs) == expected
+    else:
+        with pytest.raises(ConfigError, match="either --steps N or --epochs N"):
             config.check(1)
 
 

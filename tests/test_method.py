@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from pretrain.config import Config, MethodConfig, OptimConfig
 from pretrain.heads import proj_head
 from pretrain.loss import centered_targets, dino_loss, entropy, koleo_loss, sinkhorn_targets, updated_center
-from pretrain.monitors import ROWS, feature_monitors, feature_std, rankme, step_monitors
+from pretrain.monitors import ROWS, feature_monitors, feature_std, memory_bytes, rankme, step_monitors, weight_norm
 from pretrain.rates import rates_at
 from pretrain.schedules import cosine, ramp, warmup_cosine
 from pretrain.student_teacher import Network, ema_update, parameter_groups, teacher_of
@@ -130,7 +131,7 @@ def test_two_ranks_balance_targets_and_spread_features_over_the_global_batch():
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/cpu-2.yaml"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(root)}
     done = subprocess.run(
-        [*launch, "tests/two_ranks.py"], cwd=root, env=environment, capture_output=True, text=True, timeout=120
+        [*launch, "tests/two_ranks.py"], cwd=root, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("equal") == 2
@@ -262,6 +263,16 @@ def test_monitors_tell_both_collapses_apart_before_and_after_the_targets_are_bal
             np.testing.assert_allclose(found.numpy(), [one, mean, target, target_mean, k], atol=1e-5)
 
 
+def test_each_network_is_measured_at_its_own_temperature():
+    rng = np.random.default_rng(0)
+    teacher, student = rng.uniform(-1, 1, (2, 6, 9)), rng.uniform(-1, 1, (5, 6, 9))
+    targets = softmax64(rng.normal(size=(2, 6, 9)))
+    p, q = softmax64(teacher / 0.04), softmax64(student / 0.1)
+    expected = [scipy.stats.entropy(x, axis=-1).mean() for x in (p, p.mean((0, 1)), targets, targets.mean((0, 1)), q)]
+    found = step_monitors(*(torch.tensor(x).float() for x in (teacher, student, targets)), (0.04, 0.1))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
+
+
 def test_the_spread_of_features_is_that_of_their_directions():
     torch.manual_seed(0)
     assert feature_std(torch.ones(9, 5) * torch.rand(9, 1)) == pytest.approx(0, abs=1e-3)
@@ -284,6 +295,39 @@ def test_rankme_counts_directions():
     assert rankme(five) == pytest.approx(5, rel=0.02)
     line = torch.randn(500, 1) @ torch.randn(1, 64)
     assert rankme(line) == pytest.approx(1, rel=0.01)
+
+
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_rankme_is_that_of_the_spread_about_the_mean(mean):
+    """Its singular values are the roots of the covariance's eigenvalues, but for a factor."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(200, 12)) * rng.uniform(0.1, 3, 12) + mean * rng.normal(size=12)
+    spread = np.sqrt(np.linalg.eigvalsh(np.cov(features.T)))
+    expected = np.exp(scipy.stats.entropy(spread))
+    assert expected > 8
+    assert rankme(torch.tensor(features).float()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_length_of_the_weights_is_of_those_that_are_trained():
+    network = tiny_network()
+    with torch.no_grad():
+        network.proj_head.last_layer.weight_g.fill_(1e3)  # fixed
+    trained = np.concatenate([p.detach().double().numpy().ravel() for p in network.parameters() if p.requires_grad])
+    assert weight_norm(network) == pytest.approx(np.linalg.norm(trained), rel=1e-6)
+
+
+def test_memory_on_a_cpu_is_of_the_process_and_its_children():
+    before, size = memory_bytes(torch.device("cpu")), 64 * 2**20
+    held = np.ones(size, dtype=np.uint8)
+    own = memory_bytes(torch.device("cpu"))
+    assert own - before == pytest.approx(held.nbytes, rel=0.1)
+    worker = "import sys; held = b'1' * int(sys.argv[1]); print(flush=True); input()"
+    command = [sys.executable, "-S", "-c", worker, str(size)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        both = memory_bytes(torch.device("cpu"))
+        child.communicate(b"\n")
+    assert both - own == pytest.approx(size, rel=0.3)  # and Python's own
 
 
 @given(st.integers(0, 2**31), st.integers(0, 2**31), st.integers(0, 1000))

@@ -17,7 +17,7 @@ from pretrain.backbones import RELEASED, build_backbone
 from pretrain.config import Config, DataConfig
 from pretrain.curves import curves_on_page
 from pretrain.evaluate import embed, unit
-from pretrain.feature_maps import activation_maps, attention_maps, feature_maps, larger, pca_colours
+from pretrain.feature_maps import activation_maps, at_size, attention_maps, feature_maps, larger, pca_colours
 from pretrain.report import Report, summary_rows
 from pretrain.run_folder import RunFolder
 from pretrain.specimens import examples, specimens
@@ -77,6 +77,17 @@ def test_attention_is_that_of_the_last_layer_on_patches():
     with torch.no_grad():  # a last layer that asks nothing looks everywhere alike
         attention.qkv.weight.zero_()
     assert np.allclose(attention_maps(backbone, images, 0.5, 0.25), 1 / 12, atol=1e-5)
+
+
+def test_another_size_has_its_own_batch_statistics_in_a_copy():
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(1))
+    network.register_parameter("weight", torch.nn.Parameter(torch.ones(1)))
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 5), dtype=np.uint8)
+    other = at_size(network, images, 0.4, 0.2)
+    threes = ((images / 255 - 0.4) / 0.2).reshape(2, -1)  # the memory holds three at a time
+    assert other[0].running_mean.item() == pytest.approx(threes.mean(), abs=1e-6)
+    assert other[0].running_var.item() == pytest.approx(threes.var(1, ddof=1).mean(), rel=1e-5)
+    assert (network[0].running_mean.item(), network[0].running_var.item()) == (0, 1)
 
 
 @pytest.mark.parametrize("name", released(fast=("mambaout_femto",)))

@@ -257,6 +257,20 @@ def test_named_views_come_after_the_recipe_and_before_single_settings():
     assert (single.views.shear, single.views.rotation_degrees) == (0.3, 15.0)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--log_with", "wandb", "--log_with", "[tensorboard]"], ["wandb", "tensorboard"]),
+        (["--log_with=[wandb, 'a b']", "--seed", "1", "--log-with", "c", "2"], ["wandb", "a b", "c", "2"]),
+        (["--log_with", "[wandb]", "--log_with=[tensorboard]", "--log_with", "[]"], ["wandb", "tensorboard"]),
+        (["--log_with", "a", "b", "--log_with=c"], ["a", "b", "c"]),
+    ],
+)
+def test_a_list_given_several_times_is_one_list_however_each_is_written(arguments, expected):
+    config, _ = read_command_line(arguments)
+    assert config.log_with == expected
+
+
 def test_help_shows_the_values_of_the_views(capsys):
     with pytest.raises(SystemExit):
         read_command_line(["--recipe", "smoke", "--views", "periapical", "--help"])

@@ -1,11 +1,13 @@
 """The whole step against an independent one in float64: loops, autograd and AdamW by hand; only layers are shared."""
 
+import contextlib
 import copy
 import dataclasses
 import math
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from accelerate import Accelerator
@@ -182,6 +184,14 @@ def test_a_batch_in_pieces_needs_no_koleo(monkeypatch):
     assert measured[1].isfinite()
 
 
+def drawn_views(rng: np.random.Generator) -> list[torch.Tensor]:
+    """Global and local views of a batch, by view."""
+    return [
+        torch.from_numpy(rng.integers(0, 256, (n * BATCH, 1, *size), dtype=np.uint8))
+        for n, size in ((2, (16, 12)), (3, (8, 6)))
+    ]
+
+
 @pytest.mark.parametrize("micro_batches", [1, 3])
 @pytest.mark.parametrize("head_pass", ["per_size", "joint"])
 @pytest.mark.parametrize("centering", ["sinkhorn", "mean"])
@@ -203,10 +213,7 @@ def test_every_step_is_the_formulas(dtype, tolerance, centering, head_pass, micr
         trainer.center = trainer.center.double()
     rng = np.random.default_rng(0)
     for number in range(STEPS):
-        views = [
-            torch.from_numpy(rng.integers(0, 256, (n * BATCH, 1, *size), dtype=np.uint8))
-            for n, size in ((2, (16, 12)), (3, (8, 6)))
-        ]
+        views = drawn_views(rng)
         loss, koleo, norm = reference.step(number, views)
         measured = trainer.train_step(views, rates_at(config, number, STEPS))["measured"].tolist()
         assert measured[:3] == pytest.approx([loss, koleo, norm], rel=tolerance, abs=tolerance)
@@ -215,3 +222,42 @@ def test_every_step_is_the_formulas(dtype, tolerance, centering, head_pass, micr
                 np.testing.assert_allclose(p.detach(), expected.detach(), rtol=0, atol=tolerance, err_msg=name)
         np.testing.assert_allclose(trainer.center, reference.center, rtol=0, atol=tolerance)
     assert norm > 0.3  # clipping was at work
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_ranks_wait_for_each_other_at_the_last_piece_only(pieces, monkeypatch):
+    trainer = trainer_of(configuration("sinkhorn", "per_size", pieces), monkeypatch)
+    apart, told = [], []
+
+    @contextlib.contextmanager
+    def no_sync(network):
+        apart.append(network)
+        yield
+        apart.pop()
+
+    backward = trainer.accelerator.backward
+    monkeypatch.setattr(trainer.accelerator, "no_sync", no_sync)
+    monkeypatch.setattr(trainer.accelerator, "backward", lambda loss: (told.append(list(apart)), backward(loss)))
+    trainer.train_step(drawn_views(np.random.default_rng(0)), rates_at(trainer.config, 0, STEPS))
+    assert told == [[trainer.trained]] * (pieces - 1) + [[]]
+
+
+def test_what_a_line_says_of_the_networks_is_that_of_its_step(monkeypatch):
+    """Every tenth step, and the last."""
+    trainer = trainer_of(configuration("mean", "per_size"), monkeypatch)
+    trainer.stream = SimpleNamespace(sets=["a", "b"])
+    trainer.samples = torch.ones(BATCH, 4, dtype=torch.int64)
+    reference, views = Reference(trainer.student, trainer.config), drawn_views(np.random.default_rng(0))
+    reference.step(0, views)
+    rates = rates_at(trainer.config, 0, STEPS)
+    result = trainer.train_step(views, rates)
+    lines = {}
+    for trainer.step in (0, 1, STEPS - 1):
+        lines[trainer.step] = trainer._line(result, rates)
+    line = lines[0]
+    trained = [p.detach().numpy().ravel() for p in reference.student.parameters() if p.requires_grad]
+    assert line["center_norm"] == pytest.approx(np.linalg.norm(reference.center), rel=1e-5)
+    assert line["weight_norm"] == pytest.approx(np.linalg.norm(np.concatenate(trained)), rel=1e-5)
+    assert line["memory_gb"] == pytest.approx(psutil.Process().memory_info().rss / 1e9, rel=0.3)
+    assert lines[STEPS - 1].keys() == line.keys() >= {"rankme", "feature_std"}
+    assert line.keys() - lines[1].keys() == {"rankme", "feature_std", "center_norm", "weight_norm", "memory_gb"}
