@@ -175,9 +175,7 @@ def test_a_batch_in_pieces_needs_no_koleo(monkeypatch):
     trainer = trainer_of(config, monkeypatch)
     for network in (trainer.student, trainer.teacher):
         network.eval()
-    views = [
-        torch.randint(0, 256, (n * BATCH, 1, *size), dtype=torch.uint8) for n, size in ((2, (16, 12)), (3, (8, 6)))
-    ]
+    views = drawn_views(np.random.default_rng(0))
     loss, _, norm = Reference(trainer.student, config).step(0, views)
     measured = trainer.train_step(views, rates_at(config, 0, STEPS))["measured"]
     assert measured[[0, 2]].tolist() == pytest.approx([loss, norm], rel=2e-5)
