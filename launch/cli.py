@@ -46,11 +46,12 @@ def one_line(message: object) -> str:
     return " ".join(str(message).split())
 
 
-def read(parser: ArgumentParser, argv: Sequence[str], lists: Sequence[str] = ()) -> Namespace:
+def read(parser: ArgumentParser, argv: Sequence[str], lists: Sequence[str] = (), where: str = "") -> Namespace:
     """Parse `argv`; dataclass groups come back as instances.
 
     `-` and `_` mean the same in option names. The options named in `lists` take their items apart by spaces
-    (`--data.shards a b`). A mistake ends the program through `fail`, naming the option and the valid ones.
+    (`--data.shards a b`). A mistake ends the program through `fail`, naming the option and the valid ones, after
+    `where` it is.
     """
     try:
         told = _with_values([_underscored(a) for a in argv], _switches(_subparser(parser, argv)))
@@ -58,7 +59,7 @@ def read(parser: ArgumentParser, argv: Sequence[str], lists: Sequence[str] = ())
     except Exception as error:  # jsonargparse raises ArgumentError, NSKeyError, TypeError, yaml errors ...
         if isinstance(error, (KeyboardInterrupt, MemoryError)):
             raise
-        fail(_explained(str(error), _subparser(parser, argv)))
+        fail(where + _explained(str(error), _subparser(parser, argv)))
 
 
 def run(main: Callable[[], Any]) -> None:

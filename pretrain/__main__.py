@@ -20,6 +20,7 @@ from pretrain.backbones import BackboneError
 from pretrain.checkpoint import CheckpointError
 from pretrain.config import ChangedError, Config, ConfigError
 from pretrain.evaluate import EvaluationError
+from pretrain.limits import LIMITS
 from pretrain.report_now import report_now, run_folder
 from pretrain.run import Run
 from pretrain.started import mistake_at_start
@@ -74,11 +75,15 @@ def report(argv: Sequence[str]) -> None:
     parser.add_argument("run", type=str, help="Run folder (the --out of the run).")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads. Left out: as many as there are cores.")
     settings = read(parser, argv)
+    least, most = LIMITS["threads"]
+    if settings.threads is not None and not least <= settings.threads <= most:
+        fail(f"--threads is {settings.threads}; give it a value from {least:g} to {most:g}, or leave it out")
     try:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         folder = run_folder(Path(settings.run))
-        config, _ = read_command_line(["--config", str(folder.config), "--out", settings.run])
+        given = ["--config", str(folder.config), "--out", settings.run]
+        config, _ = read_command_line(given, where=f"{folder.config} cannot be read: ")
         found = report_now(config)
     except (*MISTAKES, OSError) as error:
         fail(error)
@@ -103,8 +108,8 @@ def recipe_file(name: str) -> Path:
     return recipes[name]
 
 
-def read_command_line(argv: Sequence[str]) -> tuple[Config, str]:
-    """The configuration and the value of --resume; a mistake ends the program with one line and exit 2."""
+def read_command_line(argv: Sequence[str], where: str = "") -> tuple[Config, str]:
+    """The configuration and the value of --resume; a mistake ends the program with one line after `where`, exit 2."""
     parser = new_parser(
         "accelerate launch pretrain.py",
         "Pretrain a backbone on tooth crops without labels. With no argument: the demo, on phantom radiographs. "
@@ -125,7 +130,7 @@ def read_command_line(argv: Sequence[str]) -> tuple[Config, str]:
     arguments = _with_recipe(list(argv))
     if "--help" in argv or "-h" in argv:  # the defaults it shows are the recipe's
         parser.default_config_files = [file for option, file in pairwise(arguments) if option == "--config"]
-    settings = read(parser, arguments, LISTS)
+    settings = read(parser, arguments, LISTS, where)
     fields = {name: getattr(settings, name) for name in Config.__dataclass_fields__}
     return Config(**fields), settings.resume
 

@@ -155,7 +155,7 @@ class EvalConfig:
     """Labelled training crops that serve as neighbours beside the other folds; 0 for none. 10,000 embed in seconds."""
     every: int | None = None
     """Steps between two scores while training, of which the best one's weights are kept; 0: only at the end. Left out:
-    so many that they cost some 1.5 % of the run, by the time that its first 20 steps take; a short run has none."""
+    so many that they cost some 1 % of the run, by the time that its first 20 steps take; a short run has none."""
     crops: int = 2000
     """Labelled crops that those scores are measured on, evenly spread: an error of 0.01, and seconds to embed."""
     batch_size: int = 64
@@ -226,18 +226,22 @@ class Config:
             raise ConfigError(LENGTH_UNCLEAR)
         return self.steps if self.steps is not None else math.ceil((self.epochs or 0) * samples / self.data.batch_size)
 
-    def check(self, processes: int) -> None:
-        """Raise ConfigError for a global batch that does not divide over `processes`, and for impossible values.
-
-        Raises ViewError for `views.extra` that albumentations cannot make or that does nothing, TrackerError for a
-        tracker that is unknown or not installed.
-        """
+    def check_limits(self) -> None:
+        """Raise ConfigError for a number that makes no sense."""
         for name, (low, high) in LIMITS.items():
             value = attrgetter(name)(self)
             if value is not None and value != "auto" and not (low <= value <= high and math.isfinite(value)):
                 least = f"of {low:g} or more" + (", finite" if not math.isfinite(value) else "")
                 wanted = f"from {low:g} to {high:g}" if math.isfinite(high) else least
                 raise ConfigError(f"{name} is {value}; give --{name} a value {wanted}")
+
+    def check(self, processes: int) -> None:
+        """Raise ConfigError for a global batch that does not divide over `processes`, and for impossible values.
+
+        Raises ViewError for `views.extra` that albumentations cannot make or that does nothing, TrackerError for a
+        tracker that is unknown or not installed.
+        """
+        self.check_limits()
         if self.init == "":
             raise ConfigError("--init is empty: give a checkpoint, or leave it out")
         if self.steps is not None and self.epochs is not None:  # here, before `epochs: auto` becomes steps of its own

@@ -1,6 +1,6 @@
 """How much a representation knows, without training anything: k-NN on patients it is not given, and its rank."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from augment import fit, stacked
-from data_shards.labels import RESERVED
+from data_shards.labels import FACTS, RESERVED
 from data_shards.stream import CorruptError, ShardSet
 from pretrain.batches import normalised
 
@@ -18,6 +18,8 @@ PIXELS = (24, 24)  # the raw-pixel baseline's size, the one its published figure
 BASELINES = ("before", "pixels", "size")
 """What a trained backbone must beat: itself before training, raw pixels, the crop's height and width."""
 ONE_PATIENT = "patient-disjoint scores need crops of at least two patients; pack more, or tell --patient who they are"
+BOOKKEEPING = RESERVED - frozenset(FACTS)
+"""What shards keep of where a crop comes from, which no crop of another patient can share."""
 
 
 class EvaluationError(ValueError):
@@ -41,20 +43,17 @@ def load_labelled(
     limit: int | None = None,
     unreadable: list[str] | None = None,
 ) -> LabelledCrops:
-    """Read the crops that carry `label`, resized to `size` (H, W); of larger sets, `limit` spread evenly over them.
+    """Read the crops that carry `label`, resized to `size` (H, W); of more than `limit`, so many spread evenly.
 
-    Corrupt crops are left out if a list takes their messages. Raises EvaluationError when no crop carries
-    the label, ShardError for one that cannot be read.
+    Corrupt crops are left out if a list takes their messages. Raises EvaluationError when there is none to read,
+    ShardError for one that cannot be read.
     """
-    check_label(sets, label)
-    stride = 1 if limit is None else -(-sum(map(len, sets)) // limit)
+    carrying = [_carrying(shards, label, unreadable) for shards in sets]
+    stride = 1 if limit is None else max(1, -(-sum(map(len, carrying)) // limit))
     images, pixels, sizes, labels, patients = [], [], [], [], []
-    for shards in sets:
-        for i in range(0, len(shards), stride):
+    for shards, places in zip(sets, carrying, strict=True):
+        for i, name, patient in places[::stride]:
             try:
-                meta = shards.meta(i)
-                if meta.get(label) is None:
-                    continue
                 image = shards.image(i)
             except CorruptError as error:
                 if unreadable is None:
@@ -64,10 +63,37 @@ def load_labelled(
             images.append(fit(image, size))
             pixels.append(fit(image, PIXELS))
             sizes.append(image.shape)
-            labels.append(str(meta[label]))
-            patients.append(str(meta.get("patient", f"{shards.path}:{i}")))
+            labels.append(name)
+            patients.append(patient)
+    if not images:
+        raise EvaluationError(f"no crop that carries the label '{label}' can be read in {_named(sets)}")
     flat = stacked(pixels).reshape(len(pixels), -1)
     return LabelledCrops(stacked(images), flat, *(np.array(column) for column in (sizes, labels, patients)))
+
+
+def _carrying(shards: ShardSet, label: str, unreadable: list[str] | None) -> list[tuple[int, str, str]]:
+    """The crops of a set that carry `label`: (index, label, patient). Corrupt ones as in `load_labelled`."""
+    found = []
+    for i in range(len(shards)):
+        try:
+            meta = shards.meta(i)
+        except CorruptError as error:
+            if unreadable is None:
+                raise
+            unreadable.append(str(error))
+            continue
+        if meta.get(label) is not None:
+            found.append((i, str(meta[label]), patient_of(meta, shards, i)))
+    return found
+
+
+def patient_of(meta: Mapping[str, Any], shards: ShardSet, i: int) -> str:
+    """Whose crop `i` is; one that does not say counts as a patient of its own."""
+    return f"{shards.path}:{i}" if meta.get("patient") is None else str(meta["patient"])
+
+
+def _named(sets: Sequence[ShardSet]) -> str:
+    return ", ".join(str(shards.path) for shards in sets)
 
 
 def joined(one: LabelledCrops, other: LabelledCrops) -> LabelledCrops:
@@ -78,26 +104,45 @@ def joined(one: LabelledCrops, other: LabelledCrops) -> LabelledCrops:
 
 def carries_label(sets: Sequence[ShardSet], label: str) -> bool:
     """Whether any of the first crops of these sets has `label`."""
-    return any(shards.meta(i).get(label) is not None for shards in sets for i in range(min(len(shards), 100)))
+    return any(True for _ in _first_carrying(sets, label))
+
+
+def patients_unknown(sets: Sequence[ShardSet], label: str) -> bool:
+    """Whether any of the first crops with `label` does not say whose it is."""
+    return any(meta.get("patient") is None for meta in _first_carrying(sets, label))
+
+
+def _first_carrying(sets: Sequence[ShardSet], label: str) -> Iterator[dict[str, Any]]:
+    """The metadata of those with `label` among the first crops of each set: all might be on a far server."""
+    metas = (shards.meta(i) for shards in sets for i in range(min(len(shards), 100)))
+    return (meta for meta in metas if meta.get(label) is not None)
 
 
 def check_label(sets: Sequence[ShardSet], label: str) -> None:
-    """Raise EvaluationError, before hours of training, if no crop carries `label`, or those of one patient only."""
+    """Raise EvaluationError, before hours of training, for a `label` that cannot be scored.
+
+    It is none, no crop carries it, only those of one patient do, or all are of one class.
+    """
+    fields = sorted({field for shards in sets for field in shards.meta(0)} - RESERVED)
+    others = f"name another with --eval.label, they have {', '.join(fields) or 'none'}"
+    if label in BOOKKEEPING:
+        raise EvaluationError(f"'{label}' tells where a crop comes from and is no label to score; {others}")
     if not carries_label(sets, label):
-        fields = sorted({field for shards in sets for field in shards.meta(0)} - RESERVED)
-        raise EvaluationError(
-            f"no crop carries the label '{label}' in {', '.join(str(s.path) for s in sets)}; "
-            f"name another with --eval.label, they have {', '.join(fields)}"
-        )
-    patients = set()
+        raise EvaluationError(f"no crop carries the label '{label}' in {_named(sets)}; {others}")
+    patients, classes = set(), set()
     for shards in sets:
         for i in range(len(shards)):
             meta = shards.meta(i)
             if meta.get(label) is not None:
-                patients.add(meta.get("patient", (shards.path, i)))
-            if len(patients) > 1:
+                patients.add(patient_of(meta, shards, i))
+                classes.add(str(meta[label]))
+            if len(patients) > 1 and len(classes) > 1:
                 return
-    raise EvaluationError(ONE_PATIENT)
+    if len(patients) < 2:
+        raise EvaluationError(ONE_PATIENT)
+    raise EvaluationError(
+        f"every crop that carries {label} has '{classes.pop()}' in {_named(sets)}: nothing to tell apart; {others}"
+    )
 
 
 @torch.no_grad()
@@ -192,14 +237,18 @@ def knn_scores(
 ) -> dict[str, Any]:
     """Balanced accuracy of each of these features [N, C], by name and on the same folds, and what it was measured on.
 
-    Only the crops of the mask `scored` [N] are classified (see knn_over_folds).
+    Only the crops of the mask `scored` [N] are classified (see knn_over_folds). Raises EvaluationError if they are of
+    one class, of which any features would know all.
     """
+    classes = np.unique(crops.labels[scored])
+    if len(classes) < 2:
+        raise EvaluationError(f"the {scored.sum()} crops to score are all '{classes[0]}': raise --eval.crops")
     scores = {
         name: round(knn_over_folds(f, crops.labels, crops.patients, neighbours, folds, scored), 4)
         for name, f in features.items()
     }
     return scores | {
-        "classes": len(np.unique(crops.labels[scored])),
+        "classes": len(classes),
         "crops": int(scored.sum()),
         "patients": len(np.unique(crops.patients[scored])),
         "bank_crops": len(crops.labels),

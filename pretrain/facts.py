@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from augment import RESIZE_RULE
 from data_shards.stream import ShardSet
 from pretrain.backbones import release_of
 from pretrain.checkpoint import CheckpointError, replace_atomically
-from pretrain.config import Config
+from pretrain.config import Config, ConfigError
 
 # Settings that name places on a disk, which are nobody's business and may be a clinic's name.
 PRIVATE = ("out", "shards", "cache", "init")
@@ -81,8 +82,45 @@ def write_facts(path: Path, facts: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} where there is none."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    """The object in a JSON file; {} where there is no file. Raises ValueError for a file of anything else."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise ValueError("it holds no JSON object")
+    return found
+
+
+KNN = ("after", "before", "pixels", "size", "classes", "crops", "patients")
+"""The figures of a k-NN score that a page shows."""
+
+
+def read_run_facts(path: Path) -> dict[str, Any]:
+    """The facts of a run, in which all that a page shows is whole; {} where there are none yet.
+
+    Raises ConfigError if they are damaged.
+    """
+    try:
+        facts = read_json(path)
+        parts: list[tuple[str, Sequence[str]]] = [("training", ("step", "steps")), ("scores", ()), ("environment", ())]
+        for name, figures in parts:
+            _need(facts.get(name, dict.fromkeys(figures, 0)), name, figures)
+        if (knn := facts.get("scores", {}).get("knn")) is not None:
+            _need(knn, "scores.knn", (*KNN, "start") if "start" in knn else KNN)
+            if "label" not in knn or knn["classes"] < 1:
+                raise ValueError("scores.knn has no label or no classes")
+        return facts
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"the facts in {path} are damaged ({error}): copy them again, or remove the file, and the page is made "
+            "without them"
+        ) from error
+
+
+def _need(part: Any, name: str, figures: Sequence[str]) -> None:
+    """Raise ValueError unless `part` is an object with these numbers."""
+    if not isinstance(part, dict):
+        raise ValueError(f"{name} is no object")
+    if lacking := [figure for figure in figures if not isinstance(part.get(figure), int | float)]:
+        raise ValueError(f"{name} has no number for {', '.join(lacking)}")
 
 
 def read_facts(path: Path) -> dict[str, Any]:

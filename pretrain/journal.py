@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +18,8 @@ from pretrain.run_folder import RunFolder
 from pretrain.verdict import Watch
 
 STEP = re.compile(rb'{"step": (\d+)')
+STATED = ("samples_seen", "loss_over_ln_k", "teacher_entropy", "teacher_mean_entropy")
+"""What a line must state to be shown."""
 
 
 class StepLog:
@@ -128,6 +130,15 @@ def read_metrics(path: Path, having: bytes = b"") -> Iterator[dict[str, Any]]:
             if STEP.match(text) and having in text:
                 with contextlib.suppress(ValueError):
                     yield json.loads(text)
+
+
+def whole(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines that state what every line does, and nothing as null: others are no run's."""
+    return [
+        line
+        for line in lines
+        if all(isinstance(line.get(name), int | float) for name in STATED) and None not in line.values()
+    ]
 
 
 def _lines_before(path: Path, start: int) -> tuple[int, int]:

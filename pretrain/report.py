@@ -63,32 +63,44 @@ def write_views(stream: Stream, config: Config, path: Path) -> None:
     replace_atomically(path, lambda file: file.write(encoded))
 
 
-def summary_rows(metrics: Sequence[dict[str, Any]], scores: dict[str, Any], prototypes: int) -> list[tuple[str, str]]:
-    """The run in a few lines: (what, figure with how to read it)."""
+def summary_rows(
+    metrics: Sequence[dict[str, Any]], scores: dict[str, Any], prototypes: int, kept: int | None = None
+) -> list[tuple[str, str]]:
+    """The run in a few lines: (what, figure with how to read it).
+
+    `kept` is the step whose weights are kept as the best, 0 for none; left out: that of the best score.
+    """
     last = metrics[-1]
     ranks = [line["rankme"] for line in metrics if "rankme" in line]
+    began = "began at" if metrics[0]["step"] == 0 else "the first that is left:"
     rows = [
         ("steps", f"{last['step'] + 1} ({last['samples_seen']} crops seen)"),
         (
             "loss / ln K",
-            f"{last['loss_over_ln_k']:.3f} (1 = uniform guess; began at {metrics[0]['loss_over_ln_k']:.3f})",
+            f"{last['loss_over_ln_k']:.3f} (1 = uniform guess; {began} {metrics[0]['loss_over_ln_k']:.3f})",
         ),
         (
             "teacher entropy",
             f"{last['teacher_entropy']:.3f} nats of a view, {last['teacher_mean_entropy']:.3f} of the mean view "
             f"(both {math.log(prototypes):.3f}: uniform collapse; mean near 0: point collapse)",
         ),
-        ("feature rank", f"{ranks[-1]:.1f} (RankMe; began at {ranks[0]:.1f})"),
+        *([("feature rank", f"{ranks[-1]:.1f} (RankMe; {began} {ranks[0]:.1f})")] if ranks else []),
     ]
     if scored := [line for line in metrics if "knn" in line]:
-        best = max(scored, key=lambda line: line["knn"])
-        kept = f"after step {best['step'] + 1}, whose weights are kept (-best.pth)"
-        rows.append(("k-NN on the way", f"{best['knn']:.3f} at its best, {kept}"))
+        alike = [line for line in scored if line.get("knn_of") == scored[-1].get("knn_of")]  # others do not compare
+        best = max(alike, key=lambda line: line["knn"])
+        step = best["step"] + 1
+        said = f"{best['knn']:.3f} at its best, after step {step}"
+        if kept is None or kept == step:
+            said += ", whose weights are kept (-best.pth)"
+        elif kept:
+            said += f"; the weights that are kept (-best.pth) are of step {kept}"
+        rows.append(("k-NN on the way", said))
     knn = scores.get("knn")
     if knn is None:
         return [
             *rows,
-            ("k-NN", "not measured: no shards with that label and two patients (see --eval.shards, --eval.label)"),
+            ("k-NN", "not measured: no shards with that label, two classes and two patients (see --eval.shards)"),
         ]
     rows += [
         (f"k-NN {knn['label']}", f"{knn['after']:.3f} after training"),

@@ -1,15 +1,15 @@
 """The page of a run that is still training, or was stopped: `python -m pretrain report RUN`."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_shards.errors import counted
 from data_shards.stream import ShardSet
 from pretrain.backbones import Backbone, build_backbone
 from pretrain.combined import load_combined
 from pretrain.config import Config, ConfigError
-from pretrain.facts import shareable
-from pretrain.journal import read_metrics
+from pretrain.facts import read_run_facts, shareable
+from pretrain.journal import read_metrics, whole
 from pretrain.report import Report, summary_rows
 from pretrain.run_folder import RunFolder
 from pretrain.scores import labelled_sets
@@ -20,14 +20,18 @@ from pretrain.verdict import told
 def report_now(config: Config) -> Report:
     """Write the page of the run in `config.out` as it stands: by its last checkpoint's weights, on the CPU.
 
-    It reads only, so the run may go on meanwhile. Raises ConfigError for a run without a step.
+    It reads only, so the run may go on meanwhile. Raises ConfigError for a run without a step, and for files that are
+    damaged.
     """
     folder = RunFolder(config.out)
-    lines = list(read_metrics(folder.metrics))
-    if not lines:
+    _check(config, folder.config)
+    logged = list(read_metrics(folder.metrics))
+    lines = whole(logged)
+    if not logged:
         raise ConfigError(f"{folder.metrics} has no step yet, so there is nothing to show; wait for the first")
-    facts = json.loads(folder.facts.read_text()) if folder.facts.exists() else {}
-    facts = {"settings": shareable(config)} | facts
+    if not lines:
+        raise ConfigError(f"no line of {folder.metrics} is whole, so there is nothing to show; copy the file again")
+    facts = {"settings": shareable(config)} | read_run_facts(folder.facts)
     total = facts["training"]["steps"] if "training" in facts else config.steps
 
     def backbone() -> Backbone:
@@ -43,12 +47,24 @@ def report_now(config: Config) -> Report:
     standing = f"{state.get('state', 'unknown')} at step {step}" + (f" of {total}" if total else "")
     if "training" in facts:
         standing += f"; the pictures are of the weights after step {facts['training']['step']}"
-    summary = summary_rows(lines, facts.get("scores", {}), config.method.prototypes)
+    summary = summary_rows(lines, facts.get("scores", {}), config.method.prototypes, folder.best_step())
     if state.get("state") != "finished":
         summary = [(name, "measured at the end" if name == "k-NN" else value) for name, value in summary]
     report = Report(config, lines, [*rows, ("run", standing), *summary], facts, backbone, lambda: _sets(config, folder))
     report.write()
+    if damaged := len(logged) - len(lines):
+        report.missing.append(f"{counted(damaged, 'damaged line')} of {folder.metrics}")
     return report
+
+
+def _check(config: Config, path: Path) -> None:
+    """Raise ConfigError for settings, read from `path`, that no run has."""
+    try:
+        config.check_limits()
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if config.method.prototypes == "auto":  # a run writes the number that it decided on
+        raise ConfigError(f"{path} does not say method.prototypes: copy it again")
 
 
 def _sets(config: Config, folder: RunFolder) -> Sequence[ShardSet]:

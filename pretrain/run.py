@@ -19,7 +19,7 @@ from pretrain.config import ChangedError, Config, ConfigError
 from pretrain.facts import shareable
 from pretrain.identity import differences, extension_note, table
 from pretrain.initial import checksum_of, read_initial, start_from, starting_backbone
-from pretrain.journal import Journal, read_metrics
+from pretrain.journal import Journal, read_metrics, whole
 from pretrain.knn import TrainingKnn
 from pretrain.precision import busy_note, resolve_precision, resolve_threads
 from pretrain.progress import Progress
@@ -273,7 +273,8 @@ class Run:
         earlier = read_metrics(self.folder.metrics, b'"knn')
         saving = self.saving
         calibration = lambda: saving.calibration_crops  # noqa: E731
-        return TrainingKnn(self.config, self.trainer, self.labelled, calibration, saving.keep_best, earlier)
+        kept = self.folder.best_step()
+        return TrainingKnn(self.config, self.trainer, self.labelled, calibration, saving.keep_best, earlier, kept)
 
     def _knn(self, trained: Backbone) -> dict[str, Any]:
         start = starting_backbone(self.config, self.init)
@@ -283,7 +284,7 @@ class Run:
 
     def _finish(self) -> None:
         """Score the weights as their users will load them, write facts, report and summary."""
-        lines = list(read_metrics(self.folder.metrics))
+        lines = whole(read_metrics(self.folder.metrics))
         if not lines:
             raise ConfigError(f"{self.folder.metrics} is lost, so there is nothing to report; training is complete")
         self.saving.last_line = lines[-1]
@@ -294,7 +295,8 @@ class Run:
             self.say("scoring by k-NN, beside random weights, raw pixels and crop size")
         scores = {"knn": self._knn(trained)} if self.labelled else {}
         facts = self.saving.write_facts(self.folder.facts, scores)
-        rows = [*told(lines, self.trainer.total), *summary_rows(lines, scores, self.config.method.prototypes)]
+        summary = summary_rows(lines, scores, self.config.method.prototypes, self.folder.best_step())
+        rows = [*told(lines, self.trainer.total), *summary]
         shown = lambda: self.labelled or self.sets  # noqa: E731
         report = Report(self.config, lines, rows, facts, lambda: trained, shown, self.config.pictures)
         report.write()

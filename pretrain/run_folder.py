@@ -77,7 +77,8 @@ class RunFolder:
     def set_aside(self, step: int) -> Path | None:
         """Move resume checkpoints of later steps than `step`, which the run no longer stems from, into a new folder.
 
-        Copies of the step logs go with them. Returns the folder, None if there is no such checkpoint.
+        The best weights, if they are later too, and copies of the step logs go with them. Returns the folder, None if
+        there is no such checkpoint: then a run that was killed comes to the step of its best weights again.
         """
         later = [path for path in resume_files(self.checkpoints) if step_of(path) > step]
         if not later:
@@ -87,9 +88,17 @@ class RunFolder:
         for log in (self.metrics, self.samples, self.bad_samples):
             if log.exists():
                 shutil.copy(log, aside)
-        for path in later:
+        best = [self.best_weights, self.best_facts] if self.best_step() > step else []
+        for path in [*later, *best]:
             path.replace(aside / path.name)
         return aside
+
+    def best_step(self) -> int:
+        """The steps after which the best weights were written; 0 where there are none, or nothing tells."""
+        try:
+            return int(json.loads(self.best_facts.read_text())["training"]["step"]) if self.best_weights.exists() else 0
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
 
     def _refuse_strangers(self) -> None:
         if self.path.is_file() or (self.path.is_dir() and not self._is_run()):

@@ -20,6 +20,7 @@ from pretrain.evaluate import (
     joined,
     knn_scores,
     load_labelled,
+    patients_unknown,
     unit,
 )
 from pretrain.trainer import build_networks
@@ -39,7 +40,7 @@ def labelled_sets(
         check_label(sets, label)
         if {shards.checksum for shards in sets} & {shards.checksum for shards in training}:
             say("note: k-NN is scored on crops that are trained on too (--eval.shards is among --data.shards)")
-        return sets
+        return _with_doubts(sets, label, say)
     sets = [holdout for shards in training if (holdout := shards.holdout())]
     try:
         if sets:
@@ -49,6 +50,15 @@ def labelled_sets(
             raise  # the phantom's labels are known, or the label was asked for: a misspelling
         say(f"no k-NN at the end: {error}")
         return []
+    return _with_doubts(sets, label, say)
+
+
+def _with_doubts(sets: list[ShardSet], label: str, say: Callable[[str], None]) -> list[ShardSet]:
+    if patients_unknown(sets, label):
+        say(
+            "warning: crops that k-NN is scored on state no patient, so each counts as one, and neighbours may be of "
+            "the same patient"
+        )
     return sets
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from augment import fit, stacked
 from data_shards.preview import eight_bits
 from data_shards.stream import CorruptError, ShardSet
-from pretrain.evaluate import PIXELS, pixel_features
+from pretrain.evaluate import PIXELS, patient_of, pixel_features
 
 SHOWN = 600
 """Crops that are embedded: as many points as one can see, in seconds."""
@@ -46,7 +46,8 @@ def specimens(sets: Sequence[ShardSet], label: str, size: tuple[int, int], limit
             meta, image = shards.meta(i), eight_bits(shards.image(i))
         except CorruptError:
             continue
-        read.append((image, str(meta.get(label) or ""), str(meta.get("patient", f"{shards.path}:{i}"))))
+        name = "" if meta.get(label) is None else str(meta[label])  # 0 is a label
+        read.append((image, name, patient_of(meta, shards, i)))
     if any(name for _, name, _ in read):
         read = [one for one in read if one[1]]
     else:

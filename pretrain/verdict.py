@@ -50,6 +50,13 @@ class Verdict(NamedTuple):
         return f"{self.name}: {self.evidence}" + (f"; {self.remedy}" if self.remedy else "")
 
 
+READ = (
+    *("loss", "loss_over_ln_k", "target_entropy", "target_mean_entropy", "gradient_norm", "images_per_s", "data_wait"),
+    *("ema_momentum", "teacher_temperature", "lr"),
+)
+"""What the rules read of every line; a line without it is damaged."""
+
+
 class Watch:
     """The lines of one run that verdicts are made of: its first, and its last."""
 
@@ -65,6 +72,8 @@ class Watch:
     def take(self, line: Line) -> Line:
         """What is to be added to a step's line: the trend of the rank, and the verdict's name where one is made."""
         if not self._first and "weight_norm" not in line:  # of an older version, or the first lines are lost
+            return {}
+        if not all(isinstance(line.get(name), int | float) for name in READ):
             return {}
         if len(self._first) < BEGIN:
             self._first.append(line)

@@ -7,9 +7,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from processes import FORKED, assert_same_run, complete_lines, kill, logged, smoke, start, wait_for, weights
+from stand_ins import Sized
 
 from data_shards.shard_set import ShardSet
-from data_shards.stream import Stream
+from data_shards.stream import ShardError, Stream
 from pretrain import build_backbone, load_combined
 from pretrain.__main__ import read_command_line
 from pretrain.batchnorm import calibration_crops
@@ -37,10 +38,10 @@ class Training:
         self.kept: list[tuple[float, torch.nn.Module]] = []
         self.lines: list[dict] = []
 
-    def knn(self, earlier=()):
+    def knn(self, earlier=(), kept=0):
         crops = calibration_crops(self.trainer.stream, self.config.views.global_size)
         keep = lambda network, scores: self.kept.append((scores["knn"], network))  # noqa: E731
-        return TrainingKnn(self.config, self.trainer, self.labelled, lambda: crops, keep, earlier)
+        return TrainingKnn(self.config, self.trainer, self.labelled, lambda: crops, keep, earlier, kept)
 
     def run(self, knn=None):
         def log(line):
@@ -76,14 +77,76 @@ def test_the_best_score_and_the_baselines_outlive_the_process(shards, monkeypatc
     again = Training(shards, "--eval.every", "3")
     monkeypatch.setattr("pretrain.knn.untrained_features", None)  # they need not be computed again
     better = [line | {"knn": 1.0} if "knn" in line else line for line in first.lines]
-    again.run(again.knn(better))
+    again.run(again.knn(better, kept=3))
     assert not again.kept
     assert [line.get("knn") for line in again.lines] == [line.get("knn") for line in first.lines]
     assert again.lines[-1]["knn_pixels"] == first.lines[-1]["knn_pixels"]
     monkeypatch.undo()
     other = Training(shards, "--eval.every", "3", "--eval.folds", "2")  # not to be compared
-    other.run(other.knn(better))
+    other.run(other.knn(better, kept=3))
     assert other.kept
+    assert first.knn(better).best == first.knn(better, kept=4).best == -np.inf  # its weights are gone
+
+
+class Clock:
+    """Time that passes only where the test says so."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def pass_(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def timed(shards, monkeypatch):
+    """A run on 500 labelled and 1,024 calibration crops, on a clock: a crop takes 10 ms to score, a step 1 s."""
+    training, clock = Training(shards), Clock()
+    training.labelled = [Sized([500])]
+    training.labelled[0].checksum = ""
+    monkeypatch.setattr("pretrain.knn.time", clock)
+    monkeypatch.setattr("pretrain.knn.embed", lambda backbone, images, *_: clock.pass_(0.01 * len(images)))
+
+    def knn(total):
+        monkeypatch.setattr(training.trainer, "total", total)
+        keep = lambda *_: None  # noqa: E731
+        crops = np.zeros((1024, 1, 1), np.uint8)
+        return TrainingKnn(training.config, training.trainer, training.labelled, lambda: crops, keep, (), 0)
+
+    return knn, clock
+
+
+def line_of(step):
+    return {"step": step, "images_per_s": 16}
+
+
+def test_a_score_takes_one_percent_of_the_steps_between_two(timed):
+    knn, _ = timed
+    running = knn(100_000)
+    found = [running.take(line_of(step)) for step in range(PROBE)]
+    assert found[-1]["knn_every"] == 100 * 0.01 * (500 + 3 * 1024)  # no batch of 1 s steps: 35.72 s is 1 % of 3,572
+
+
+@pytest.mark.parametrize("total", [1000, 7143, 7144, 7145, 8000, 10_000, 10_717, 20_000, 50_000])
+def test_scores_and_baselines_together_take_less_than_3_percent(total, timed, monkeypatch):
+    knn, clock = timed
+    running = knn(total)
+    score = 0.01 * (500 + 3 * 1024)
+    scored = []
+
+    def one():
+        clock.pass_(score if scored else 2 * score)  # the first with the baselines
+        scored.append(clock.now)
+        return {"knn": 0.5}
+
+    monkeypatch.setattr(running, "_score", one)
+    for step in range(total):
+        running.take(line_of(step))
+    assert clock.now < 0.03 * total
+    assert len(scored) == (0 if total < 2 * 3572 else total // 3572 + bool(total % 3572))
 
 
 @pytest.mark.parametrize(("seconds", "every"), [(1e6, 1), (1e-9, 0)])
@@ -107,6 +170,34 @@ def test_patients_too_few_to_score_end_the_scores_and_not_the_run(shards, monkey
     assert knn.every == 0
     assert len(training.lines) == 6
     assert "no k-NN while training: patient-disjoint scores need" in capsys.readouterr().out
+
+
+def test_a_lost_server_costs_a_score_and_not_the_run(shards, monkeypatch, capsys):
+    lost = ["cannot reach s3://x", "cannot reach s3://x"]
+
+    def load(*arguments):
+        if lost:
+            raise ShardError(lost.pop())
+        return load_labelled(*arguments)
+
+    monkeypatch.setattr("pretrain.knn.load_labelled", load)
+    training = Training(shards, "--eval.every", "2")
+    training.run(training.knn())
+    assert [line["step"] for line in training.lines if "knn" in line] == [5]
+    assert len(training.lines) == 6
+    said = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert said == [f"warning: no k-NN after step {step}: cannot reach s3://x" for step in (2, 4)]
+
+
+def test_crops_of_one_class_end_the_scores_and_not_the_run(shards, monkeypatch, capsys):
+    one = load_labelled([ShardSet(shards / "holdout")], "finding", (32, 24))
+    one = one._replace(labels=np.full_like(one.labels, one.labels[0]))
+    monkeypatch.setattr("pretrain.knn.load_labelled", lambda *_: one)
+    training = Training(shards, "--eval.every", "2")
+    training.run(training.knn())
+    assert not training.kept
+    assert len(training.lines) == 6
+    assert f"crops to score are all '{one.labels[0]}': raise --eval.crops" in capsys.readouterr().out
 
 
 def test_nothing_to_score_on_is_said(shards, capsys):

@@ -188,10 +188,125 @@ def test_a_page_on_request_is_of_the_run_as_it_stands(shards, tmp_path, capsys):
     assert "is no run folder" in capsys.readouterr().err
 
 
+@pytest.fixture
+def stopped(shards, tmp_path):
+    """The folder of a run of 700 steps, with what a page needs but the weights."""
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    folder.write_config(Config(out="run", backbone=TINY, steps=700, data=DataConfig(shards=[str(shards)])))
+    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    folder.write_state("stopped", 700)
+    return folder
+
+
+def mistake_of(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(["report", *map(str, arguments)])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    return said
+
+
+KNN = {"label": "fdi", "after": 0.5, "before": 0.3, "pixels": 0.6, "size": 0.1, "classes": 4, "crops": 9, "patients": 2}
+DAMAGED = {
+    "empty": ("", "Expecting value"),
+    "cut": ('{"training": {"st', "Unterminated string"),
+    "a list": ("[]", "it holds no JSON object"),
+    "no text": (b"\xff\xfe\x00", "can't decode"),
+    "no steps": ('{"training": {}}', "training has no number for step, steps"),
+    "no scores": ('{"scores": {"knn": {}}}', "scores.knn has no number for after, before"),
+    "a score of words": ({"scores": {"knn": KNN | {"start": "high"}}}, "scores.knn has no number for start"),
+    "no label": ({"scores": {"knn": {k: v for k, v in KNN.items() if k != "label"}}}, "no label"),
+    "no classes": ({"scores": {"knn": KNN | {"classes": 0}}}, "no classes"),
+    "nulls": ('{"training": null, "scores": null, "environment": null}', "training is no object"),
+    "null": ('{"environment": null}', "environment is no object"),
+    "k-NN in a word": ('{"scores": {"knn": "start"}}', "scores.knn is no object"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_facts_are_one_line_with_their_place_and_a_remedy(name, stopped, capsys):
+    content, words = DAMAGED[name]
+    content = json.dumps(content) if isinstance(content, dict) else content
+    stopped.facts.write_bytes(content if isinstance(content, bytes) else content.encode())
+    said = mistake_of(capsys, stopped.path)
+    assert f"the facts in {stopped.facts} are damaged" in said
+    assert words in said
+    assert "remove the file" in said
+
+
+def test_facts_that_are_whole_or_say_little_are_shown(stopped):
+    for facts in ({}, {"scores": {"knn": KNN | {"start": 0.4}}, "training": {"step": 600, "steps": 900}}):
+        stopped.facts.write_text(json.dumps(facts))
+        main(["report", str(stopped.path)])
+    page = stopped.report.read_text()
+    assert "0.400 at the start" in page
+    assert "at step 700 of 900" in page
+
+
+def test_damaged_lines_are_told_and_left_out(stopped, capsys):
+    lines = [json.dumps(line) for line in LINES[:8]]
+    stopped.metrics.write_text("\n".join(['{"step": 0}', *lines[1:5], '{"step": 5, "loss": null}', *lines[6:], ""]))
+    main(["report", str(stopped.path)])
+    assert f"warning: not on the page: 2 damaged lines of {stopped.metrics}" in capsys.readouterr().out
+    assert "the first that is left: 0.899" in stopped.report.read_text()
+    stopped.metrics.write_text('{"step": 0}\n')
+    assert f"no line of {stopped.metrics} is whole" in mistake_of(capsys, stopped.path)
+    bare = [{k: v for k, v in line.items() if k != "rankme"} for line in LINES[1:4]]
+    stopped.metrics.write_text("".join(json.dumps(line) + "\n" for line in bare))
+    main(["report", str(stopped.path)])
+    assert "feature rank</th>" not in stopped.report.read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{[", "cannot be read"),
+        ("backbne: vit\n", "Option 'backbne' is not accepted"),
+        ("steps: 700\nmethod:\n  prototypes: 0\n", "method.prototypes is 0"),
+        ("steps: 700\nmethod:\n  prototypes: auto\n", "does not say method.prototypes"),
+    ],
+)
+def test_damaged_settings_are_told_with_their_file(content, words, stopped, capsys):
+    stopped.config.write_text(content)
+    said = mistake_of(capsys, stopped.path)
+    assert str(stopped.config) in said
+    assert words in said
+
+
+@pytest.mark.parametrize("threads", [-3, 0])
+def test_impossible_threads_are_refused(threads, stopped, capsys):
+    assert f"--threads is {threads}; give it a value from 1" in mistake_of(capsys, stopped.path, "--threads", threads)
+
+
+def test_the_best_is_among_scores_that_compare_with_the_last_and_is_kept_only_if_its_file_is_there():
+    scores = [("tooth", 0.447), ("tooth", 0.4), ("position", 0.2), ("position", 0.1)]
+    lines = [line | {"knn": s, "knn_of": of} for line, (of, s) in zip(LINES, scores, strict=False)]
+    said = {kept: dict(summary_rows(lines, {}, 64, kept))["k-NN on the way"] for kept in (None, 3, 4, 0)}
+    best = "0.200 at its best, after step 3"
+    assert said[None] == said[3] == f"{best}, whose weights are kept (-best.pth)"
+    assert said[4] == f"{best}; the weights that are kept (-best.pth) are of step 4"
+    assert said[0] == best
+
+
+@pytest.mark.parametrize(("step", "moved"), [(2, True), (4, True), (5, False), (8, False)])
+def test_a_best_of_later_steps_is_moved_aside_with_them(step, moved, stopped):
+    stopped.checkpoints.mkdir()
+    for later in (2, 4, 8, 10):
+        stopped.resume_file(later, False).touch()
+    stopped.best_weights.touch()
+    stopped.best_facts.write_text('{"training": {"step": 5}}')
+    aside = stopped.set_aside(step)
+    assert {(aside / path.name).exists() for path in (stopped.best_weights, stopped.best_facts)} == {moved}
+    assert {path.exists() for path in (stopped.best_weights, stopped.best_facts)} == {not moved}
+    assert stopped.best_step() == (0 if moved else 5)
+
+
 @pytest.mark.parametrize(("after", "remark"), [(0.5, True), (0.6, True), (0.61, False)])
 def test_k_nn_that_raw_pixels_have_too_is_remarked(after, remark):
-    knn = {"label": "fdi", "after": after, "before": 0.3, "pixels": 0.6, "size": 0.1, "classes": 4}
-    rows = summary_rows(LINES, {"knn": knn | {"crops": 9, "patients": 2}}, 64)
+    rows = summary_rows(LINES, {"knn": KNN | {"after": after}}, 64)
     assert any("raw pixels tell as much" in words for _, words in rows) == remark
 
 

@@ -261,3 +261,9 @@ def test_a_run_whose_data_come_slowly_is_starved(phantom, monkeypatch):
 )
 def test_a_sound_run_raises_no_alarm(options, phantom):
     assert list(trained(phantom, 100, *options)) == ["learning"]
+
+
+def test_lines_that_lack_what_a_verdict_reads_are_passed_over():
+    made = list(lines(100))
+    damaged = [{"step": 3}, made[3] | {"loss": None}, {"step": 20, "rankme": 3.0, "weight_norm": 50.0}]
+    assert told([*made[:4], *damaged, *made[4:]], TOTAL) == told(made, TOTAL)
