@@ -43,13 +43,18 @@ def load_labelled(
     limit: int | None = None,
     unreadable: list[str] | None = None,
 ) -> LabelledCrops:
-    """Read the crops that carry `label`, resized to `size` (H, W); of more than `limit`, so many spread evenly.
+    """Read the crops that carry `label`, resized to `size` (H, W); of larger sets, `limit` spread evenly over them.
 
     Corrupt crops are left out if a list takes their messages. Raises EvaluationError when there is none to read,
     ShardError for one that cannot be read.
     """
-    carrying = [_carrying(shards, label, unreadable) for shards in sets]
-    stride = 1 if limit is None else max(1, -(-sum(map(len, carrying)) // limit))
+    stride = 1 if limit is None else -(-sum(map(len, sets)) // limit)
+    carrying = [_carrying(shards, label, unreadable, stride) for shards in sets]
+    if any(carrying):
+        stride = 1
+    elif stride > 1:  # so few that none of those was one: look at all, which takes long in large sets
+        carrying = [_carrying(shards, label, unreadable) for shards in sets]
+        stride = 1 if limit is None else max(1, -(-sum(map(len, carrying)) // limit))
     images, pixels, sizes, labels, patients = [], [], [], [], []
     for shards, places in zip(sets, carrying, strict=True):
         for i, name, patient in places[::stride]:
@@ -71,10 +76,12 @@ def load_labelled(
     return LabelledCrops(stacked(images), flat, *(np.array(column) for column in (sizes, labels, patients)))
 
 
-def _carrying(shards: ShardSet, label: str, unreadable: list[str] | None) -> list[tuple[int, str, str]]:
-    """The crops of a set that carry `label`: (index, label, patient). Corrupt ones as in `load_labelled`."""
+def _carrying(
+    shards: ShardSet, label: str, unreadable: list[str] | None, stride: int = 1
+) -> list[tuple[int, str, str]]:
+    """Those with `label` of each `stride`-th crop: (index, label, patient). Corrupt ones as in `load_labelled`."""
     found = []
-    for i in range(len(shards)):
+    for i in range(0, len(shards), stride):
         try:
             meta = shards.meta(i)
         except CorruptError as error:
