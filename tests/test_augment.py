@@ -427,7 +427,7 @@ def test_preview_writes_a_png(tmp_path: Path) -> None:
         (["empty", "--out", "s.png"], "no .tar shard in empty"),
         (["a.png", "--out", "s.gif"], "ends in .png"),
         (["a.png", "--out", "a.txt/s.png"], "cannot write"),
-        (["a.png", "--out", "s.png", "--count", "0"], "--count is 0"),
+        (["a.png", "--out", "s.png", "--count", "0"], "--count 0"),
     ],
 )
 def test_preview_says_a_mistake_in_one_line(
