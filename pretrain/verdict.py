@@ -117,7 +117,7 @@ def told(lines: Iterable[Line], total: int) -> list[tuple[str, str]]:
         if watch.verdict and (not said or said[-1][1].name != watch.verdict.name):
             said.append((line["step"], watch.verdict))
     if not said or not watch.verdict:
-        return [("verdict", f"none: too early to tell in a run of {total} steps")]
+        return [("verdict", f"none: too early, or too little happened, to tell in a run of {total} steps")]
     steps = ", ".join(f"{verdict.name} from step {step}" for step, verdict in said)
     return [("verdict", str(watch.verdict)), ("verdicts", steps)]
 
@@ -139,11 +139,10 @@ class Figures:
         jumps = [after - before for before, after in pairwise(gains)]  # of which a rise is no part
         one = stdev(jumps) / math.sqrt(2) if len(jumps) > 3 else math.inf
         self.gain, self.noise = mean(gains), one / math.sqrt(len(gains))
-        self.thawed = not any(line.get("backbone_frozen") for line in noisy)
-        frozen_first, self.lost = bool(first[0].get("backbone_frozen")), first[0]["step"] > 0
-        self.given = self.lost or frozen_first or gains_first[0] > 4 * one
+        frozen, lost = bool(first[0].get("backbone_frozen")), first[0]["step"] > 0
+        self.given = lost or frozen or gains_first[0] > 4 * one
         """Whether its weights knew something at its first line: those of --init, or of lines that are lost."""
-        if self.given and not (self.lost or frozen_first):
+        if self.given and not (lost or frozen):
             gains_first = gains_first[:1]  # a few steps may destroy them
         self.gain_first = mean(gains_first)
         if self.given:
@@ -311,10 +310,14 @@ def forgetting(run: Figures) -> Verdict | None:
 
 
 def not_learning(run: Figures) -> Verdict | None:
-    """A student that by now should have learnt something, with a backbone that may learn."""
+    """A student that by now should have learnt something.
+
+    One that knew something at the start may take longer: sound runs from weights of the same crops stayed level, at 0.6
+    nats, for 40 steps.
+    """
     if run.step + MONITOR_EVERY < run.total * EARLY or run.step < FEWEST or run.learnt > run.noise:
         return None
-    if run.lost or not run.thawed or not math.isfinite(run.noise):
+    if run.given or not math.isfinite(run.noise):
         return None
     return Verdict(
         "not learning",
