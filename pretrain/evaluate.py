@@ -48,11 +48,14 @@ def load_labelled(
     Corrupt crops are left out if a list takes their messages. Raises EvaluationError when there is none to read,
     ShardError for one that cannot be read.
     """
+    told = len(unreadable or ())
     stride = 1 if limit is None else -(-sum(map(len, sets)) // limit)
     carrying = [_carrying(shards, label, unreadable, stride) for shards in sets]
     if any(carrying):
         stride = 1
     elif stride > 1:  # so few that none of those was one: look at all, which takes long in large sets
+        if unreadable:
+            del unreadable[told:]  # they come again
         carrying = [_carrying(shards, label, unreadable) for shards in sets]
         stride = 1 if limit is None else max(1, -(-sum(map(len, carrying)) // limit))
     images, pixels, sizes, labels, patients = [], [], [], [], []

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_shards.shard_set import ShardSet
-from data_shards.stream import ShardError
+from data_shards.stream import CorruptError, ShardError
 from pretrain.config import Config, DataConfig, EvalConfig
 from pretrain.evaluate import EvaluationError, check_label, load_labelled
 from pretrain.scores import labelled_sets
@@ -45,6 +45,21 @@ def test_the_limit_is_of_crops_that_carry_the_label(tmp_path):
     assert load_labelled([few], "finding", SIZE).labels.tolist() == ["a", "b", "a"]
     both = load_labelled([few, few], "finding", SIZE, limit=4)
     assert both.patients.tolist() == ["p1", "p3"] * 2
+
+
+def test_a_corrupt_crop_is_listed_once_when_all_are_looked_at(tmp_path, monkeypatch):
+    few = ShardSet(foreign(tmp_path / "few.tar", findings(None, "a", "b", "a", *[None] * 22)))
+    meta = few.meta
+
+    def damaged(i):
+        if i == 13:
+            raise CorruptError("crop 13 is corrupt")
+        return meta(i)
+
+    monkeypatch.setattr(few, "meta", damaged)
+    unreadable = ["an earlier one"]
+    assert len(load_labelled([few], "finding", SIZE, 2, unreadable).labels) == 2
+    assert unreadable == ["an earlier one", "crop 13 is corrupt"]
 
 
 def test_no_crop_to_read_is_an_evaluation_error(tmp_path):
