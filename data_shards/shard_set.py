@@ -200,7 +200,8 @@ class ShardSet:
         if self._cache is not None:
             return self._cache.read(self._remote(shard), offset, size)
         try:
-            raw = os.pread(self._file(shard).fd, size, offset)
+            file = self._file(shard)  # held until it was read: another thread may have evicted or replaced it
+            raw = os.pread(file.fd, size, offset)
         except OSError as error:
             raise _unreadable(self.shards[shard], error) from None
         if len(raw) < size:

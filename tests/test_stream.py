@@ -16,6 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from stand_ins import Sized
 
+from data_shards import shard_set
 from data_shards.index import INDEX_DTYPE, index_shards, walk_tar
 from data_shards.pack import PackConfig, pack
 from data_shards.stream import Address, ShardError, ShardSet, Stream, epoch_order
@@ -268,6 +269,14 @@ def test_own_shards_stream(own):
     assert stream.image(Address(0, 0, 0)).shape == (40, 30)
     again = pickle.loads(pickle.dumps(stream))
     assert again.addresses(5, 9) == stream.addresses(5, 9)
+
+
+def test_a_file_stays_open_while_it_is_read(own, monkeypatch):
+    """Threads that open a shard at once get a descriptor each and the set keeps one; here it keeps none at all."""
+    expected = [ShardSet(own).image(i) for i in range(12)]
+    monkeypatch.setattr(shard_set, "OPEN_FILES", 0)
+    samples = ShardSet(own)
+    assert all(np.array_equal(samples.image(i), expected[i]) for i in range(12))
 
 
 def test_nothing_there(tmp_path):
