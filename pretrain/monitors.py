@@ -1,4 +1,4 @@
-"""What tells learning from collapse: read together, not one by one (pretrain/verdict.py reads them)."""
+"""What tells learning from collapse: read together, not one by one (pretrain/symptoms.py reads them)."""
 
 import psutil
 import torch

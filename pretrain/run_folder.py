@@ -14,7 +14,7 @@ import yaml
 from data_shards.remote import Url
 from pretrain.checkpoint import CheckpointError, load_resume, replace_atomically, resume_files, save_resume, step_of
 from pretrain.config import Config, ConfigError
-from pretrain.verdict import Verdict
+from pretrain.symptoms import Verdict
 
 
 class RunFolder:
