@@ -4,6 +4,7 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -200,10 +201,15 @@ def backbone_of(stored: Combined) -> str:
 
 def _shared(name: str, state: StateDict) -> float:
     """The share of keys with shapes, of those that `name` or `state` has, that both have."""
-    with torch.device("meta"):  # shapes only
-        ours = {(key, tensor.shape) for key, tensor in build_backbone(name).state_dict().items()}
+    ours = _keys_and_shapes(name)
     theirs = {(key, tensor.shape) for key, tensor in state.items()}
     return len(ours & theirs) / len(ours | theirs)
+
+
+@lru_cache
+def _keys_and_shapes(name: str) -> frozenset[tuple[str, torch.Size]]:
+    with torch.device("meta"):
+        return frozenset((key, tensor.shape) for key, tensor in build_backbone(name).state_dict().items())
 
 
 def _remedy(stored: Combined) -> str:

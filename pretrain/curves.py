@@ -80,6 +80,7 @@ def draw_curves(lines: Sequence[Line], path: Path) -> None:
     plots = measured(lines)
     rows = -(-len(plots) // 4)
     from matplotlib.figure import Figure  # here, as it takes half a second of the start of every command
+    from matplotlib.ticker import LogFormatter
 
     figure = Figure(figsize=(14, 2.7 * rows), layout="constrained")
     cells = figure.subplots(rows, 4, squeeze=False).flat
@@ -93,11 +94,13 @@ def draw_curves(lines: Sequence[Line], path: Path) -> None:
             axes.axhline(level, linestyle=style, linewidth=1, color="0.5", label=words)
         if plot.logarithmic:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(LogFormatter())  # 3, where the default writes 3 × 10⁰
+            axes.yaxis.set_minor_formatter(LogFormatter())
         if len(curves) > 1 or levels:
             axes.legend(fontsize=7)
         axes.set_title(plot.title, fontsize=10)
         axes.set_xlabel("step", fontsize=8)
-        axes.tick_params(labelsize=8)
+        axes.tick_params(which="both", labelsize=8)
         axes.grid(alpha=0.25)
     replace_atomically(path, lambda file: figure.savefig(file, dpi=110, format="png"))
 

@@ -36,7 +36,7 @@ def packed(tmp_path_factory):
         folder = tmp_path_factory.mktemp("phantom")
         write_archive(folder / "phantom.zip", patients=patients, seed=5, views=2)
         sources, key = [str(folder / "phantom.zip")], b"phantoms are nobody"
-        pack(PackConfig(sources=sources, out=folder / "shards", patient=r"(p\d+)-", holdout=0.5, key=key, quiet=True))
+        pack(PackConfig(sources=sources, out=folder / "shards", patient=r"(p\d+)-", holdout=0, key=key, quiet=True))
         return folder / "shards"
 
     return render
@@ -70,7 +70,7 @@ def cosine(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.mark.parametrize(
     ("name", "patients", "steps"),
-    [("starnet_s4", 140, 8), *released(WITH_BATCHNORM, slow=("fastvit_t8",), values=lambda name: (name, 300, 20))],
+    [("starnet_s4", 70, 8), *released(WITH_BATCHNORM, slow=("fastvit_t8",), values=lambda name: (name, 150, 20))],
 )
 def test_eval_features_of_the_export_are_those_of_the_whole_sets_statistics(name, patients, steps, packed):
     shards = packed(patients)
@@ -90,7 +90,7 @@ def test_eval_features_of_the_export_are_those_of_the_whole_sets_statistics(name
 
 
 def test_the_heads_buffers_are_measured_too_and_the_teacher_is_left_alone(packed):
-    shards = packed(140)
+    shards = packed(70)
     teacher, export = trained("ghostnetv3", shards, steps=2)
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
     images = calibration_crops(Stream([ShardSet(shards)], None, seed=0), SIZE)

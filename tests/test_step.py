@@ -256,6 +256,8 @@ def test_what_a_line_says_of_the_networks_is_that_of_its_step(monkeypatch):
     trained = [p.detach().numpy().ravel() for p in reference.student.parameters() if p.requires_grad]
     assert line["center_norm"] == pytest.approx(np.linalg.norm(reference.center), rel=1e-5)
     assert line["weight_norm"] == pytest.approx(np.linalg.norm(np.concatenate(trained)), rel=1e-5)
-    assert line["memory_gb"] == pytest.approx(psutil.Process().memory_info().rss / 1e9, rel=0.3)
+    this = psutil.Process()
+    own, below = this.memory_info().rss, sum(child.memory_info().rss for child in this.children())  # of other tests
+    assert 0.7 * own < line["memory_gb"] * 1e9 < 1.3 * (own + below)
     assert lines[STEPS - 1].keys() == line.keys() >= {"rankme", "feature_std"}
     assert line.keys() - lines[1].keys() == {"rankme", "feature_std", "center_norm", "weight_norm", "memory_gb"}
