@@ -123,7 +123,7 @@ def resolved(
     settle("method.freeze_last_layer", freeze_last_layer(steps))
     settle("optim.lr", learning_rate(batch, config.backbone))
     settle("optim.warmup", warmup(steps))
-    said = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
+    said = ", ".join(f"{name} {value if isinstance(value, int) else f'{value:.6g}'}" for name, value in values.items())
     origin = "as this run began" if earlier else f"{crops:,} crops in batches of {batch} over {steps:,} steps"
     return _with(config, values, **({"epochs": None} if "epochs" in names else {})), f"auto: {said} ({origin})"
 

@@ -100,8 +100,11 @@ class Backbone(nn.Module):
 
     def feature_map(self, images: Tensor) -> Tensor:
         """[B, 1, H, W] -> [B, C, h, w]: the map that `forward` averages."""
-        last = self.m(images)[-1]
-        return last.permute(0, 3, 1, 2) if self._space == (1, 2) else last
+        return self.channels_first(self.m(images)[-1])
+
+    def channels_first(self, one: Tensor) -> Tensor:
+        """A map as `m` gives it -> [B, C, h, w]."""
+        return one.permute(0, 3, 1, 2) if self._space == (1, 2) else one
 
 
 def release_of(name: str) -> Release | None:
@@ -154,8 +157,9 @@ def check_view_size(backbone: Backbone, name: str, size: tuple[int, int]) -> Non
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise BackboneError(
-            f"backbone '{name}' cannot take views of {size[0]}x{size[1]} px ({reason}); use larger views: "
-            "a multiple of 32, or of 16 for a ViT; a model made for one size wants all views of that size"
+            f"backbone '{name}' cannot take views of {size[0]}x{size[1]} px ({reason}); use larger views "
+            "(--views.global_size, --views.local_size): multiples of 32, or of 16 for a ViT; a model made for one size "
+            "wants all views of that size"
         ) from error
     finally:
         backbone.train(training)

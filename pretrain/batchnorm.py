@@ -20,6 +20,7 @@ CROPS = 1024
 """Crops for the statistics of an export: with 256, 512 and 1024 of them, ghostnetv3's features after 60 steps had a
 mean cosine of 0.964, 0.967 and 0.976 with those of a train-mode pass over all crops; 0.762 without."""
 BATCH = 64
+"""Crops in a batch at least."""
 PIXELS = 2**20
 """Small crops pass in batches of this many pixels: at 64x48 the deepest maps have few positions to average over, and
 efficientnetv2_s after 20 steps was at a cosine of 0.930 with batches of 64, 0.973 with 256."""
@@ -38,15 +39,18 @@ def exported(teacher: Network, crops: np.ndarray, config: Config) -> Network:
     """A copy of the teacher with its BatchNorm buffers set to the statistics of `crops` [N, H, W]."""
     network = copy.deepcopy(teacher)
     model = nn.Sequential(network.backbone, network.proj_head)
-    calibrate_batchnorm(model, crops, config.mean, config.std, max(BATCH, PIXELS // crops[0].size))
+    calibrate_batchnorm(model, crops, config.mean, config.std)
     return network
 
 
 @torch.no_grad()
-def calibrate_batchnorm(model: nn.Module, images: np.ndarray, mean: float, std: float, batch_size: int = BATCH) -> None:
-    """Set the BatchNorm buffers of `model` to the statistics of `images` [N, H, W], averaged over batches.
+def calibrate_batchnorm(
+    model: nn.Module, images: np.ndarray, mean: float, std: float, batch_size: int | None = None
+) -> None:
+    """Set the BatchNorm buffers of `model` to the statistics of `images` [N, H, W], averaged over whole batches.
 
-    The mode that the model is in is kept; a model without BatchNorm is left alone.
+    `batch_size` left out is that of an export: random weights and others' must be given them in the same way, for
+    scores beside a run's own to be fair. The mode that the model is in is kept; one without BatchNorm is left alone.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not norms:
@@ -58,7 +62,7 @@ def calibrate_batchnorm(model: nn.Module, images: np.ndarray, mean: float, std: 
         norm.momentum = None  # a plain average over the batches
     model.train()
     device = next(model.parameters()).device
-    batch_size = min(batch_size, len(images))
+    batch_size = min(batch_size or max(BATCH, PIXELS // images[0].size), len(images))
     for i in range(0, len(images) - batch_size + 1, batch_size):  # whole batches, so that each weighs the same
         model(normalised(torch.from_numpy(images[i : i + batch_size]).unsqueeze(1).to(device), mean, std))
     for norm, momentum in zip(norms, momenta, strict=True):

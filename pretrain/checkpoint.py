@@ -41,7 +41,7 @@ def load_resume(path: Path) -> dict[str, Any]:
 
 def resume_files(folder: Path) -> list[Path]:
     """The resume checkpoints of a run, `step-N.pth` and `milestone-N.pth`, newest first."""
-    found = [path for kind in ("step", "milestone") for path in folder.glob(f"{kind}-*.pth")]
+    found = [path for path in folder.glob("*.pth") if re.fullmatch(r"(step|milestone)-\d+", path.stem)]
     return sorted(found, key=step_of, reverse=True)
 
 

@@ -1,6 +1,8 @@
 """How much a representation knows, without training anything: k-NN on patients it is not given, and its rank."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +17,12 @@ from pretrain.batches import normalised
 PIXELS = (24, 24)  # the raw-pixel baseline's size, the one its published figure on real crops was taken at
 
 
+DISTANCES = 2**24
+"""Distances that k-NN holds at a time: 200 MB."""
 BASELINES = ("before", "pixels", "size")
 """What a trained backbone must beat: itself before training, raw pixels, the crop's height and width."""
+FIRST = 100
+"""Crops of a set on a server that are asked whether they carry a label."""
 ONE_PATIENT = "patient-disjoint scores need crops of at least two patients; pack more, or tell --patient who they are"
 BOOKKEEPING = RESERVED - frozenset(FACTS)
 """What shards keep of where a crop comes from, which no crop of another patient can share."""
@@ -51,13 +57,13 @@ def load_labelled(
     told = len(unreadable or ())
     stride = 1 if limit is None else -(-sum(map(len, sets)) // limit)
     carrying = [_carrying(shards, label, unreadable, stride) for shards in sets]
-    if any(carrying):
-        stride = 1
-    elif stride > 1:  # so few that none of those was one: look at all, which takes long in large sets
+    if stride > 1 and not _comparable([crop for one in carrying for crop in one]):
         if unreadable:
             del unreadable[told:]  # they come again
-        carrying = [_carrying(shards, label, unreadable) for shards in sets]
+        carrying = [_carrying(shards, label, unreadable) for shards in sets]  # of all, which takes long in large sets
         stride = 1 if limit is None else max(1, -(-sum(map(len, carrying)) // limit))
+    else:
+        stride = 1
     images, pixels, sizes, labels, patients = [], [], [], [], []
     for shards, places in zip(sets, carrying, strict=True):
         for i, name, patient in places[::stride]:
@@ -97,6 +103,11 @@ def _carrying(
     return found
 
 
+def _comparable(crops: Sequence[tuple[int, str, str]]) -> bool:
+    """Whether these (index, label, patient) are of two classes and two patients at least."""
+    return all(len({crop[of] for crop in crops}) > 1 for of in (1, 2))
+
+
 def patient_of(meta: Mapping[str, Any], shards: ShardSet, i: int) -> str:
     """Whose crop `i` is; one that does not say counts as a patient of its own."""
     return f"{shards.path}:{i}" if meta.get("patient") is None else str(meta["patient"])
@@ -113,18 +124,20 @@ def joined(one: LabelledCrops, other: LabelledCrops) -> LabelledCrops:
 
 
 def carries_label(sets: Sequence[ShardSet], label: str) -> bool:
-    """Whether any of the first crops of these sets has `label`."""
-    return any(True for _ in _first_carrying(sets, label))
+    """Whether any crop of these sets has `label`; of sets on a server, any of their first ones."""
+    return any(True for _ in _with_label(sets, label))
 
 
 def patients_unknown(sets: Sequence[ShardSet], label: str) -> bool:
-    """Whether any of the first crops with `label` does not say whose it is."""
-    return any(meta.get("patient") is None for meta in _first_carrying(sets, label))
+    """Whether any of each set's first crops with `label` does not say whose it is."""
+    asked = (meta for shards in sets for meta in islice(_with_label([shards], label), FIRST))
+    return any(meta.get("patient") is None for meta in asked)
 
 
-def _first_carrying(sets: Sequence[ShardSet], label: str) -> Iterator[dict[str, Any]]:
-    """The metadata of those with `label` among the first crops of each set: all might be on a far server."""
-    metas = (shards.meta(i) for shards in sets for i in range(min(len(shards), 100)))
+def _with_label(sets: Sequence[ShardSet], label: str) -> Iterator[dict[str, Any]]:
+    """The metadata of the crops with `label`. Of a set on a server only its FIRST: all of it might have to come."""
+    looked_at = ((shards, len(shards) if isinstance(shards.path, Path) else FIRST) for shards in sets)
+    metas = (shards.meta(i) for shards, most in looked_at for i in range(min(len(shards), most)))
     return (meta for meta in metas if meta.get(label) is not None)
 
 
@@ -138,7 +151,9 @@ def check_label(sets: Sequence[ShardSet], label: str) -> None:
     if label in BOOKKEEPING:
         raise EvaluationError(f"'{label}' tells where a crop comes from and is no label to score; {others}")
     if not carries_label(sets, label):
-        raise EvaluationError(f"no crop carries the label '{label}' in {_named(sets)}; {others}")
+        here = all(isinstance(shards.path, Path) for shards in sets)
+        which = "no crop" if here else f"none of the first {FIRST} crops"
+        raise EvaluationError(f"{which} carries the label '{label}' in {_named(sets)}; {others}")
     patients, classes = set(), set()
     for shards in sets:
         for i in range(len(shards)):
@@ -172,17 +187,25 @@ def embed(backbone: nn.Module, images: np.ndarray, mean: float, std: float, batc
 def knn_predict(bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, neighbours: int) -> np.ndarray:
     """Majority vote of the `neighbours` nearest by Euclidean distance; features [N, C] and [M, C] -> labels [M].
 
-    On unit vectors this is the order of cosine similarity. Of equal votes the nearer neighbours win.
+    On unit vectors this is the order of cosine similarity. Of equal votes the nearer neighbours win. Of many queries
+    some are taken at a time, so that memory holds DISTANCES of them to the bank and not all.
     """
     classes, codes = np.unique(bank_labels, return_inverse=True)
+    rows = max(1, DISTANCES // len(bank))
+    parts = [queries[i : i + rows] for i in range(0, max(len(queries), 1), rows)]
+    return np.concatenate([classes[_votes(bank, codes, part, neighbours).argmax(1)] for part in parts])
+
+
+def _votes(bank: np.ndarray, codes: np.ndarray, queries: np.ndarray, neighbours: int) -> np.ndarray:
+    """The votes [M, classes] that the bank's nearest, whose classes are the `codes` [N], give to queries [M, C]."""
     squared = (queries**2).sum(1)[:, None] - 2 * queries @ bank.T + (bank**2).sum(1)
     k = min(neighbours, len(bank))
     nearest = np.argpartition(squared, k - 1, axis=1)[:, :k]
     distance = np.sqrt(np.take_along_axis(squared, nearest, axis=1).clip(0))
     tie_break = distance / (distance.sum(1, keepdims=True) + 1e-12) * 1e-3
-    votes = np.zeros((len(queries), len(classes)))
+    votes = np.zeros((len(queries), codes.max() + 1))
     np.add.at(votes, (np.arange(len(queries))[:, None], codes[nearest]), 1 - tie_break)
-    return classes[votes.argmax(1)]
+    return votes
 
 
 def balanced_accuracy(truth: np.ndarray, predicted: np.ndarray) -> float:

@@ -2,11 +2,15 @@
 
 import contextlib
 import hashlib
+from collections.abc import Callable
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from pretrain.backbones import Backbone, build_backbone, release_of
+from pretrain.batchnorm import calibrate_batchnorm
 from pretrain.checkpoint import CheckpointError
 from pretrain.combined import Combined, MismatchError, backbone_of, fill, read_combined
 from pretrain.config import Config, ConfigError
@@ -36,9 +40,11 @@ class Initial(NamedTuple):
             f"stated in {place}" if len(stated) == len(ASSUMED) else "nothing beside it states it, so it is assumed"
         )
         sizes = "" if (height, width) == ours else f", and now sees {ours[0]}x{ours[1]}"
+        given = config.mean, config.std
+        scaled = "" if (mean, std) == given else " and now with {:g} and {:g}".format(*given)
         return (
             f"starting from {self.stored.path.name} ({self.checksum}), made for crops of {height}x{width} px"
-            f"{sizes}, (pixel / white - {mean:g}) / {std:g}: {source}"
+            f"{sizes}, (pixel / white - {mean:g}) / {std:g}{scaled}: {source}"
         )
 
 
@@ -73,12 +79,18 @@ def start_from(initial: Initial, config: Config, student: Network, teacher: Netw
             raise ConfigError(f"--init: {error}") from error
 
 
-def starting_backbone(config: Config, checksum: str | None) -> Backbone | None:
-    """The backbone that a run began with, as users of its file load it; None if the file is gone or another by now."""
+def starting_backbone(config: Config, checksum: str | None, crops: Callable[[], np.ndarray]) -> Backbone | None:
+    """The backbone that a run began with, as users of its file load it; None if the file is gone or another by now.
+
+    A resume checkpoint, which is not for users, is given the BatchNorm statistics of `crops` [N, H, W], as an export.
+    """
     if config.init is None or checksum_of(config.init, None) != checksum:
         return None
     backbone = build_backbone(config.backbone)
-    fill(read_combined(config.init), backbone)
+    stored = read_combined(config.init)
+    fill(stored, backbone)
+    if stored.stated:
+        calibrate_batchnorm(backbone, crops(), config.mean, config.std)
     return backbone
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -40,7 +41,7 @@ PROBE = 20
 """Steps whose duration decides how often to score where `--eval.every` is left out; the first ones open files."""
 SHARE = 0.01
 """Share of the run that scores may cost then: 1 %. The score after the last step and the baselines, which cost as much
-as one more, come on top: with few scores it is 2 % in all, the most."""
+as one more, come on top: with few scores it is 2 % in all. A score that turns out dearer makes the later ones rarer."""
 EXPORT = 3
 """How much longer a crop takes for the statistics of an export than to be scored. With it, at a SHARE of 0.015, a
 score of test_resnet took 0.8 to 1.0 % of the time of the steps between two, on a busy machine, and the first, with the
@@ -69,14 +70,14 @@ class TrainingKnn:
         self._calibration, self._keep = calibration, keep
         self._of = _identity(config, labelled)
         self._baselines: dict[str, float] = {}
-        self._seconds: list[float] = []
+        self._seconds: deque[float] = deque(maxlen=PROBE)
         self.every = config.eval.every if labelled else 0
         if config.eval.every and not labelled:
             tqdm.write("warning: no k-NN while training: no labelled shards (see --eval.shards, --eval.label)")
         self.best = -math.inf
         for line in earlier:
             if labelled and config.eval.every is None:
-                self.every = line.get("knn_every", self.every)
+                self.every = line.get("knn_every") or self.every  # 0, too short for any, is decided anew: it may grow
             if line.get("knn_of") == self._of:
                 if line["step"] + 1 == kept:
                     self.best = line["knn"]
@@ -86,11 +87,9 @@ class TrainingKnn:
         """What is to be added to a step's line: its score if one is due, and the interval where it is decided."""
         done = line["step"] + 1
         added: Line = {}
-        if self.every is None:
-            self._seconds.append(self.config.data.batch_size / line["images_per_s"])
-            if len(self._seconds) == PROBE:
-                added = {"knn_every": self._affordable()}
-                self.every = added["knn_every"]
+        self._seconds.append(self.config.data.batch_size / line["images_per_s"])
+        if self.every is None and len(self._seconds) == PROBE:
+            self.every = added["knn_every"] = self._affordable()
         if self.every and (done % self.every == 0 or done == self.trainer.total):
             try:
                 added |= self._score()
@@ -107,7 +106,8 @@ class TrainingKnn:
         if not self._baselines:
             device = self.trainer.accelerator.device
             features = baseline_features(crops, untrained_features(config, crops.images, device))
-        network = exported(self.trainer.teacher, self._calibration(), config)
+        calibration, ready = self._calibration(), time.perf_counter()
+        network = exported(self.trainer.teacher, calibration, config)
         features["after"] = unit(embed(network.backbone, crops.images, config.mean, config.std, config.eval.batch_size))
         everything = np.ones(len(crops.labels), bool)
         scores = knn_scores(crops, everything, features, config.eval.neighbours, config.eval.folds)
@@ -120,7 +120,17 @@ class TrainingKnn:
             except OSError as error:
                 tqdm.write(f"warning: the best weights so far are not saved ({error.strerror or error})")
         named = {f"knn_{name}": score for name, score in self._baselines.items()}
-        return {"knn": scores["after"], **named, "knn_of": self._of, "knn_seconds": time.perf_counter() - began}
+        now = time.perf_counter()
+        found = {"knn": scores["after"], **named, "knn_of": self._of, "knn_seconds": now - began}
+        return found | self._seldomer(now - ready)
+
+    def _seldomer(self, seconds: float) -> Line:
+        """The larger interval that a score of so many `seconds` asks for, where it is not the user's."""
+        every = math.ceil(seconds / (SHARE * median(self._seconds)))
+        if self.config.eval.every is not None or every <= (self.every or 0):
+            return {}
+        self.every = every
+        return {"knn_every": every}
 
     @cached_property
     def _crops(self) -> LabelledCrops:

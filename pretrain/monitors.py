@@ -55,28 +55,33 @@ def memory_bytes(device: torch.device) -> int:
     return process.memory_info().rss + sum(child.memory_full_info().uss for child in process.children())
 
 
-STEP_MONITORS = (
-    "teacher_entropy",
-    "teacher_mean_entropy",
-    "target_entropy",
-    "target_mean_entropy",
-    "student_entropy",
-)
-"""What `step_monitors` returns."""
+VIEW_MONITORS = ("teacher_entropy", "target_entropy", "student_entropy")
+"""What `step_monitors` returns of a view."""
+MEAN_MONITORS = ("teacher_mean_entropy", "target_mean_entropy")
+"""What `mean_entropies` makes of the mean over all views."""
 
 
 @torch.no_grad()
 def step_monitors(
     teacher_logits: Tensor, student_logits: Tensor, targets: Tensor, temperatures: tuple[float, float]
-) -> Tensor:
-    """[5] on the device, as STEP_MONITORS: entropies in nats of a view, and (`mean`) of the mean over all views.
+) -> tuple[Tensor, Tensor]:
+    """Entropies [3] in nats of a view, as VIEW_MONITORS, and the mean distributions [2, K] of teacher and targets.
 
     logits and targets [V, B, K] of this process, temperatures of teacher and student. The teacher is taken as it is,
-    and once more as the targets that centering or Sinkhorn-Knopp makes of it. What the targets tell apart is the
-    entropy of their mean less that of a view: 0 if all are uniform, and 0 if all are one prototype. Still on the
-    device, so that a step waits for it only once.
+    and once more as the targets that centering or Sinkhorn-Knopp makes of it. The means of all ranks are those of the
+    global batch, as the entropy of a rank's mean, of fewer views, is not. Still on the device, so that a step waits
+    for it only once.
     """
     teacher = torch.softmax(teacher_logits / temperatures[0], dim=-1)
     student = torch.softmax(student_logits / temperatures[1], dim=-1)
-    both = [entropy(p) for whole in (teacher, targets) for p in (whole, whole.mean((0, 1)))]
-    return torch.stack([*both, entropy(student)])
+    views = torch.stack([entropy(teacher), entropy(targets), entropy(student)])
+    return views, torch.stack([teacher.mean((0, 1)), targets.mean((0, 1))])
+
+
+def mean_entropies(means: Tensor) -> Tensor:
+    """Entropies [2] in nats, as MEAN_MONITORS, of the mean distributions [2, K] over the global batch.
+
+    What the targets tell images apart by is that of their mean less that of a view: 0 if all are uniform, and 0 if all
+    are one prototype.
+    """
+    return torch.special.entr(means).sum(-1)

@@ -49,7 +49,8 @@ def report_now(config: Config) -> Report:
         standing += f"; the pictures are of the weights after step {facts['training']['step']}"
     summary = summary_rows(lines, facts.get("scores", {}), config.method.prototypes, folder.best_step())
     if state.get("state") != "finished":
-        summary = [(name, "measured at the end" if name == "k-NN" else value) for name, value in summary]
+        coming = "measured at the end, if there are labels"
+        summary = [(name, coming if name == "k-NN" else value) for name, value in summary]
     report = Report(config, lines, [*rows, ("run", standing), *summary], facts, backbone, lambda: _sets(config, folder))
     report.write()
     if damaged := len(logged) - len(lines):

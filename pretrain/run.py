@@ -277,7 +277,7 @@ class Run:
         return TrainingKnn(self.config, self.trainer, self.labelled, calibration, saving.keep_best, earlier, kept)
 
     def _knn(self, trained: Backbone) -> dict[str, Any]:
-        start = starting_backbone(self.config, self.init)
+        start = starting_backbone(self.config, self.init, lambda: self.saving.calibration_crops)
         if self.config.init and start is None:
             self.say(f"{self.config.init} is no longer what the run began with, so it is not scored")
         return knn_of_run(self.config, trained, self.labelled, self.sets, self.say, start)

@@ -25,6 +25,9 @@ from pretrain.evaluate import (
 )
 from pretrain.trainer import build_networks
 
+MOST = 20_000
+"""Held-out crops scored at the end: an error of 0.003 at most, and 3 GB of views of 320 x 240 with their neighbours."""
+
 
 def labelled_sets(
     config: Config, training: Sequence[ShardSet], cache: ShardCache, say: Callable[[str], None]
@@ -76,8 +79,9 @@ def knn_of_run(
     """
     unreadable: list[str] = []
     size, label = config.views.global_size, config.eval.label
-    crops = load_labelled(labelled, label, size, unreadable=unreadable)
-    held_out = len(crops.labels)
+    crops = load_labelled(labelled, label, size, MOST, unreadable)
+    if (held_out := len(crops.labels)) < (there := sum(map(len, labelled))) and there > MOST:
+        say(f"scoring {held_out} of the {there} crops of the labelled shards, evenly spread")
     evaluated = {shards.checksum for shards in labelled}
     others = [shards for shards in training if shards.checksum not in evaluated]
     if config.eval.bank and others and carries_label(others, label):

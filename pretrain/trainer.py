@@ -25,11 +25,20 @@ from pretrain.config import Config
 from pretrain.depthwise import speed_up
 from pretrain.heads import proj_head
 from pretrain.loss import centered_targets, dino_loss, koleo_loss, sinkhorn_targets, updated_center
-from pretrain.monitors import MONITOR_EVERY, STEP_MONITORS, feature_monitors, memory_bytes, step_monitors, weight_norm
+from pretrain.monitors import (
+    MEAN_MONITORS,
+    MONITOR_EVERY,
+    VIEW_MONITORS,
+    feature_monitors,
+    mean_entropies,
+    memory_bytes,
+    step_monitors,
+    weight_norm,
+)
 from pretrain.rates import Rates, rates_at, set_rates
 from pretrain.student_teacher import Network, by_view, ema_update, micro_batches, parameter_groups, teacher_of
 
-MEASURED = ("loss", "koleo", "gradient_norm", *STEP_MONITORS)  # of each step, the mean of all ranks
+MEASURED = ("loss", "koleo", "gradient_norm", *VIEW_MONITORS, *MEAN_MONITORS)  # of each step, over all ranks
 
 
 class NonFiniteError(ArithmeticError):
@@ -113,10 +122,12 @@ class Trainer:
             self.student.proj_head.last_layer.weight_v.grad = None
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), config.optim.clip)
         temperatures = rates.teacher_temperature, config.method.student_temperature
-        monitors = step_monitors(teacher_logits, torch.cat(student_logits, dim=1), targets, temperatures)
-        measured = torch.cat([torch.stack(losses).mean(0), gradient_norm.detach()[None], monitors])
-        of_all = accelerator.reduce(torch.cat([measured, teacher_logits.mean((0, 1))]), reduction="mean")
-        measured, mean_logits = of_all.split([len(measured), config.method.prototypes])
+        entropies, means = step_monitors(teacher_logits, torch.cat(student_logits, dim=1), targets, temperatures)
+        measured = torch.cat([torch.stack(losses).mean(0), gradient_norm.detach()[None], entropies])
+        means = torch.cat([means, teacher_logits.mean((0, 1))[None]])  # [3, K]
+        of_all = accelerator.reduce(torch.cat([measured, means.flatten()]), reduction="mean")
+        means = of_all[len(measured) :].view_as(means)
+        measured = torch.cat([of_all[: len(measured)], mean_entropies(means[:2])])
         if not measured.isfinite().all():  # of all ranks, so all ranks stop, weights untouched
             raise NonFiniteError(
                 f"the loss is {measured[0]:g} and the gradient norm {measured[2]:g} at step {self.step}"
@@ -125,7 +136,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
 
         ema_update(self.teacher, self.student, rates.ema_momentum)
-        self.center = updated_center(self.center, mean_logits, config.method.center_momentum)
+        self.center = updated_center(self.center, means[2], config.method.center_momentum)
         return {"measured": measured, "features": teacher_features.flatten(0, 1)}
 
     def targets(self, logits: Tensor, temperature: float) -> Tensor:

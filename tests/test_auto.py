@@ -13,7 +13,7 @@ from processes import smoke
 
 from pretrain import auto
 from pretrain.__main__ import RECIPES, read_command_line
-from pretrain.backbones import RELEASED, build_backbone, check_view_size
+from pretrain.backbones import RELEASED, BackboneError, build_backbone, check_view_size
 from pretrain.config import Config, DataConfig, MethodConfig, OptimConfig
 
 CROPS = st.integers(1, 100_000_000)
@@ -148,6 +148,21 @@ def test_recipes(recipe):
     backbone = build_backbone(config.backbone)
     for size in (config.views.global_size, config.views.local_size):
         check_view_size(backbone, config.backbone, size)
+
+
+@pytest.mark.parametrize("backbone", sorted(RELEASED.keys() - {"vit", "convnextv2"}))
+def test_small_cnn_is_for_the_ten_convolutional_backbones(backbone):
+    """As it is, or with the views that its first lines name for three of them."""
+    exceptions = re.search(
+        r"of which\n# (.*) want --views.local_size \[32,32\]", (RECIPES / "small-cnn.yaml").read_text()
+    )
+    config, _ = read_command_line(["--recipe", "small-cnn", "--backbone", backbone])
+    built, named = build_backbone(backbone), backbone in exceptions[1]
+    check_view_size(built, backbone, config.views.global_size)
+    check_view_size(built, backbone, (32, 32) if named else config.views.local_size)
+    if named:
+        with pytest.raises(BackboneError, match=r"views of 32x24 px .* use larger views \(.*--views.local_size\)"):
+            check_view_size(built, backbone, config.views.local_size)
 
 
 def test_small_cnn_trains_with_what_its_figures_were_measured_with():

@@ -70,7 +70,7 @@ def cosine(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.mark.parametrize(
     ("name", "patients", "steps"),
-    [("starnet_s4", 70, 8), *released(WITH_BATCHNORM, slow=("fastvit_t8",), values=lambda name: (name, 150, 20))],
+    [("starnet_s050", 70, 8), *released(WITH_BATCHNORM, slow=("fastvit_t8",), values=lambda name: (name, 150, 20))],
 )
 def test_eval_features_of_the_export_are_those_of_the_whole_sets_statistics(name, patients, steps, packed):
     shards = packed(patients)
@@ -91,7 +91,7 @@ def test_eval_features_of_the_export_are_those_of_the_whole_sets_statistics(name
 
 def test_the_heads_buffers_are_measured_too_and_the_teacher_is_left_alone(packed):
     shards = packed(70)
-    teacher, export = trained("ghostnetv3", shards, steps=2)
+    teacher, export = trained("starnet_s050", shards, steps=2)
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
     images = calibration_crops(Stream([ShardSet(shards)], None, seed=0), SIZE)
     again = exported(teacher, images, Config())

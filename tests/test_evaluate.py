@@ -36,6 +36,16 @@ def test_nearest_neighbours_are_those_of_scipy_by_cosine():
         assert label in names[counts == counts.max()]
 
 
+@pytest.mark.parametrize("distances", [1, 299, 300, 2100, 10**6])
+def test_many_queries_are_taken_some_at_a_time(distances, monkeypatch):
+    rng = np.random.default_rng(0)
+    bank, queries, labels = rng.normal(size=(300, 16)), rng.normal(size=(80, 16)), rng.integers(0, 5, 300)
+    whole = knn_predict(bank, labels, queries, 9)
+    monkeypatch.setattr("pretrain.evaluate.DISTANCES", distances)
+    assert np.array_equal(knn_predict(bank, labels, queries, 9), whole)
+    assert not len(knn_predict(bank, labels, queries[:0], 9))
+
+
 def test_of_equal_votes_the_nearer_win():
     bank = np.array([[1.0, 0.0], [0.0, 2.0]])
     assert knn_predict(bank, np.array(["near", "a far one"]), np.zeros((1, 2)), 2).tolist() == ["near"]

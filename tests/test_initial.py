@@ -102,11 +102,12 @@ def test_what_does_not_fit_is_one_line_with_the_option_that_would(change, said, 
 def test_a_file_that_nobody_describes_is_assumed_to_be_as_the_release(begun, tmp_path):
     path = tmp_path / "bare.pth"
     shutil.copy(begun, path)
-    config = configuration(mean=0.4)  # nobody says that this is wrong
+    config = configuration(mean=0.4)  # nobody knows that this is wrong, so it is told and not refused
     initial = read_initial(str(path))
     start_from(initial, config, *build_networks(config))
     said = initial.said(config)
-    assert "made for crops of 320x240 px, and now sees 64x48, (pixel / white - 0.5) / 0.25: nothing beside it" in said
+    scaling = r"\(pixel / white - 0.5\) / 0.25 and now with 0.4 and 0.25: nothing beside it"
+    assert re.search(f"made for crops of 320x240 px, and now sees 64x48, {scaling}", said)
 
 
 def test_a_file_that_is_not_there_is_one_line():

@@ -149,6 +149,22 @@ def test_scores_and_baselines_together_take_less_than_3_percent(total, timed, mo
     assert len(scored) == (0 if total < 2 * 3572 else total // 3572 + bool(total % 3572))
 
 
+def test_a_score_that_took_longer_makes_the_next_ones_rarer(shards, monkeypatch):
+    training, clock = Training(shards, "--steps", "40"), Clock()
+    monkeypatch.setattr("pretrain.knn.time", clock)
+    knn = training.knn([{"step": 0, "knn_every": 3}])
+    monkeypatch.setattr("pretrain.knn.embed", lambda *given: (clock.pass_(0.095), embed(*given))[1])
+    lines = [knn.take(line_of(step)) for step in range(20)]
+    assert [step for step, line in enumerate(lines) if "knn" in line] == [2, 9, 19]
+    assert lines[2]["knn_every"] == knn.every == 10  # 0.095 s is 1 % of 9.5 steps of 1 s
+    asked = Training(shards, "--eval.every", "3").knn()
+    assert [step for step in range(7) if "knn" in asked.take(line_of(step))] == [2, 5]
+
+
+def test_a_run_too_short_for_scores_may_grow(shards):
+    assert Training(shards).knn([{"step": 19, "knn_every": 0}]).every is None
+
+
 @pytest.mark.parametrize(("seconds", "every"), [(1e6, 1), (1e-9, 0)])
 def test_left_out_it_scores_as_often_as_the_run_affords(seconds, every, shards):
     training = Training(shards, "--steps", "1000")

@@ -47,6 +47,13 @@ def test_the_limit_is_of_crops_that_carry_the_label(tmp_path):
     assert both.patients.tolist() == ["p1", "p3"] * 2
 
 
+def test_labels_that_begin_late_or_are_few_are_found(tmp_path):
+    late = ShardSet(foreign(tmp_path / "late.tar", findings(*[None] * 150, "a", "b")))
+    check_label([late], "finding")
+    crops = load_labelled([late], "finding", SIZE, limit=51)  # each third crop, of which one is labelled
+    assert crops.labels.tolist() == ["a", "b"]
+
+
 def test_a_corrupt_crop_is_listed_once_when_all_are_looked_at(tmp_path, monkeypatch):
     few = ShardSet(foreign(tmp_path / "few.tar", findings(None, "a", "b", "a", *[None] * 22)))
     meta = few.meta

@@ -110,6 +110,7 @@ class Reference:
         with torch.no_grad():
             teacher = self.logits(self.teacher, [self.teacher.backbone(globals_)])
             targets = self.targets(teacher, rates.temperature)
+            self.of_all_views = targets.mean(0)
         features = [self.student.backbone(globals_), self.student.backbone(locals_)]
         student = self.logits(self.student, features)
 

@@ -121,6 +121,17 @@ def test_weights_of_init_that_are_destroyed_are_told_at_once_and_level_ones_are_
     assert verdicts([line | {"step": line["step"] + 5000} for line in lines(100, **flat)]) == []  # its metrics are lost
 
 
+def test_weights_of_init_that_have_collapsed_are_told():
+    flat = {"target_mean_entropy": lambda t: 0.01, "target_entropy": lambda t: 0.005, "loss": lambda t: 0.02}
+    made = [line | {"backbone_frozen": line["step"] < 20} for line in lines(30, noise=0, **flat)]
+    assert verdicts(made)[0][1].name == "point collapse"
+
+
+def test_a_schedule_whose_beginning_is_lost_is_no_frozen_teacher():
+    made = list(lines(1000, ema_momentum=lambda t: 1 - 1e-2 * (1 - t / 10) ** 2))
+    assert "teacher takes in" not in str(verdicts(made[950:], total=1000))
+
+
 def test_what_is_not_certain_is_not_said_early():
     assert verdicts(lines(TOTAL // 40, loss=lambda t: 1.01 * math.log(256))) == []
     assert told(lines(9), 9) == [("verdict", "none: too early, or too little happened, to tell in a run of 9 steps")]

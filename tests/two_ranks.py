@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from accelerate import Accelerator
 from test_step import BATCH, STEPS, Reference, configuration, drawn_views, trainer_of
@@ -12,7 +13,7 @@ from test_step import BATCH, STEPS, Reference, configuration, drawn_views, train
 from pretrain.config import Config
 from pretrain.loss import koleo_loss, sinkhorn_targets
 from pretrain.rates import rates_at
-from pretrain.trainer import Trainer
+from pretrain.trainer import MEASURED, Trainer
 
 accelerator = Accelerator(cpu=True)
 assert accelerator.num_processes == 2
@@ -49,6 +50,8 @@ for pieces in (1, 3):
         shares = [v.unflatten(0, (-1, BATCH))[:, mine].flatten(0, 1) for v in views]
         measured = trainer.train_step(shares, rates_at(config, number, STEPS))["measured"].tolist()
         assert measured[:3] == pytest.approx([loss, koleo, norm], rel=1e-10)
+        mean_entropy = scipy.stats.entropy(reference.of_all_views)  # of the global batch: not the mean of two ranks'
+        assert measured[MEASURED.index("target_mean_entropy")] == pytest.approx(mean_entropy, rel=1e-10)
         for ours, theirs in zip(trainer.student.parameters(), reference.student.parameters(), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
         torch.testing.assert_close(trainer.center, reference.center, rtol=0, atol=1e-10)

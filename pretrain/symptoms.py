@@ -1,0 +1,277 @@
+"""The rules of a verdict: what each reads of a run's lines, the figures that it rests on, and the setting to change.
+
+Two figures carry most of it, in nats, from entropies of the targets as centering or Sinkhorn-Knopp leaves them. What
+the targets tell images apart by is `target_mean_entropy - target_entropy`: 0 where all are uniform, and 0 where all are
+one prototype. What the student predicts of it is `target_mean_entropy - loss`: below 0 for one that knows nothing. As
+differences they hardly depend on K; what does, as how many prototypes a small batch can show, is compared with the
+run's own first steps.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import mean, stdev
+from typing import Any, Literal, NamedTuple
+
+from pretrain.monitors import MONITOR_EVERY
+
+Line = dict[str, Any]
+Name = Literal[
+    "learning", "not learning", "uniform collapse", "point collapse", "rank collapse", "starved", "diverging"
+]
+
+BEGIN = 5
+"""First lines of a run, which the later ones are compared with: the learning rate is still near 0."""
+RECENT = 5 * MONITOR_EVERY
+"""Last lines that weights and ranks are followed over: six measurements."""
+NOISY = 20
+"""Last lines that losses and entropies are averaged over."""
+
+
+class Verdict(NamedTuple):
+    """One of the names, the figures it rests on, and what to change ("" where nothing is to be)."""
+
+    name: Name
+    evidence: str
+    remedy: str = ""
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether nothing that comes after is worth its hours: what `--on_collapse stop` ends a run for."""
+        return self.name in ("uniform collapse", "point collapse", "rank collapse", "diverging")
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.evidence}" + (f"; {self.remedy}" if self.remedy else "")
+
+
+class Figures:
+    """What the rules read: averages over the first and the last lines, losses and entropies in nats."""
+
+    def __init__(self, first: Sequence[Line], recent: list[Line], total: int) -> None:
+        noisy = recent[-NOISY:] if len(recent) >= 2 * BEGIN else recent[-BEGIN:]
+        self.step, self.total = recent[-1]["step"], total
+        self.recent = recent
+        self.ln_k = next((x["loss"] / x["loss_over_ln_k"] for x in (*first, *recent) if x["loss"]), 1.0)
+        self.loss, self.loss_first = (mean(line["loss"] for line in lines) for lines in (noisy, first))
+        self.target = mean(line["target_entropy"] for line in noisy)
+        self.whole, self.whole_first = (mean(line["target_mean_entropy"] for line in lines) for lines in (noisy, first))
+        self.apart = self.whole - self.target
+        """What the targets tell images apart by."""
+        gains, gains_first = ([x["target_mean_entropy"] - x["loss"] for x in lines] for lines in (noisy, first))
+        jumps = [after - before for before, after in pairwise(gains)]  # of which a rise is no part
+        one = stdev(jumps) / math.sqrt(2) if len(jumps) > 3 else math.inf
+        self.gain, self.noise = mean(gains), one / math.sqrt(len(gains))
+        frozen, lost = bool(first[0].get("backbone_frozen")), first[0]["step"] > 0
+        self.lost = lost
+        """Whether its first lines are lost."""
+        self.given = lost or frozen or gains_first[0] > 4 * one
+        """Whether its weights knew something at its first line: those of --init, or of lines that are lost."""
+        if self.given and not (lost or frozen):
+            gains_first = gains_first[:1]  # a few steps may destroy them
+        self.gain_first = mean(gains_first)
+        if self.given:
+            self.noise = math.hypot(self.noise, one / math.sqrt(len(gains_first)))
+        self.rank, self.rank_first = (
+            next(x["rankme"] for x in lines if "rankme" in x) for lines in (recent[::-1], first)
+        )
+        self.momentum = min(line["ema_momentum"] for line in (*first, *recent))
+        self.temperature, self.lr = recent[-1]["teacher_temperature"], recent[-1]["lr"]
+
+    @property
+    def learnt(self) -> float:
+        """Nats learnt: the gain, or if a small batch shows too few prototypes for it to be above 0, its rise.
+
+        A rise counts as far as the loss is below a uniform guess: it comes too where a student turns uniform, and that
+        alone where targets fall to one prototype. Of weights that knew something the rise counts alone.
+        """
+        if self.given:
+            return self.gain - self.gain_first
+        return max(self.gain, min(self.ln_k - self.loss, self.gain - self.gain_first))
+
+    def learnt_so_far(self) -> str:
+        """The figures of learning, in words."""
+        return (
+            f"the student predicts {self.gain:.2f} of the {self.apart:.2f} nats that its targets tell images apart by "
+            f"({self.gain_first:.2f} at the start; a blind guess has 0); loss / ln K {self.loss / self.ln_k:.3f}, "
+            f"RankMe {self.rank:.0f} ({self.rank_first:.0f} at the start)"
+        )
+
+
+GROWTH = 1.25
+"""Growth of the weights' length within RECENT steps that no sound learning rate brings: at 1e-3 it was at most 1.01 in
+the first 100 steps, at 1e-1 1.31 to 1.36 at steps 20 to 30 and 2 at 50, while the loss still fell."""
+RISE = 0.1
+"""Rise of the loss over its start, as a share of ln K, that is no noise (0.004 with 32 crops)."""
+
+
+def diverging(run: Figures) -> Verdict | None:
+    """Weights that explode, or a loss that climbs above both its start and a uniform guess."""
+    growth, spikes = change(run.recent, "weight_norm"), run.recent[-1]["gradient_norm"]
+    if growth < GROWTH and run.loss < max(run.loss_first, run.ln_k) + max(RISE * run.ln_k, 4 * run.noise):
+        return None
+    return Verdict(
+        "diverging",
+        f"the weights grew {growth:.2f} times in {len(run.recent) - 1} steps, the loss went from {run.loss_first:.2f} "
+        f"to {run.loss:.2f} (ln K is {run.ln_k:.2f}), the gradient norm is {spikes:.2g} at learning rate {run.lr:.2g}",
+        "lower --optim.lr ten times",
+    )
+
+
+POINT = 0.5
+"""Share of its first value below which the entropy of the mean target is a point collapse. Mean centering that worked
+(temperature 0.04) went down to 0.73 and stayed; without centering it passed 0.5 at steps 38 to 110 on its way to 0."""
+
+
+def point_collapse(run: Figures) -> Verdict | None:
+    """All images under one prototype, or on the way there; the weights of --init may bring it along."""
+    if run.whole > max(POINT * run.whole_first, min(UNIFORM, run.ln_k / 10)):
+        return None
+    return Verdict(
+        "point collapse",
+        f"the targets use {math.exp(run.whole):.1f} prototypes, {math.exp(run.whole_first):.0f} at the start "
+        f"(entropy of their mean {run.whole:.2f} nats, {run.whole_first:.2f} at the start)",
+        "use --method.centering sinkhorn, or --method.center_momentum 0.9 and a higher --method.teacher_temperature "
+        f"(at this step {run.temperature:g})",
+    )
+
+
+UNIFORM = 0.2
+"""Nats that targets must tell images apart by; of a tenth of ln K if K is tiny. Untrained heads gave 2.2 at a teacher
+temperature of 0.02, 1.1 at 0.04 and 0.19 at 0.1, the student's, where they fell to 0.08 in 100 steps."""
+
+
+def uniform_collapse(run: Figures) -> Verdict | None:
+    """Targets that say the same of every image: each is near uniform, and the student learns just that."""
+    if run.apart > min(UNIFORM, run.ln_k / 10) or run.target < 0.5 * run.ln_k:
+        return None
+    return Verdict(
+        "uniform collapse",
+        f"the targets tell images apart by {run.apart:.2f} nats, and each has {run.target / run.ln_k:.0%} of the "
+        f"entropy of a uniform one (loss / ln K {run.loss / run.ln_k:.3f})",
+        f"lower --method.teacher_temperature (at this step {run.temperature:g}), well below the student's",
+    )
+
+
+RANK = 0.5
+"""Share of the first RankMe that is a rank collapse. Sound runs kept 0.89 of it or more; with 2 prototypes and no KoLeo
+a ViT's passed 0.5 at step 40 on its way to 0.2, and mambaout_femto's at a learning rate of 5e-2 at step 30 to 0.1."""
+
+
+def rank_collapse(run: Figures) -> Verdict | None:
+    """Features that use few directions of those that even random weights use."""
+    if run.rank > RANK * run.rank_first:
+        return None
+    return Verdict(
+        "rank collapse",
+        f"the features' RankMe is {run.rank:.1f}, {run.rank_first:.1f} at the start, and "
+        f"{change(run.recent, 'rankme'):.2f} times that of {len(run.recent) - 1} steps before",
+        "raise --method.koleo or --method.prototypes, or lower --optim.lr",
+    )
+
+
+FROZEN = 0.1
+"""How often, at least, a whole run's schedule must let the teacher take in its student: 0.2 in `smoke`, 5 in `demo`."""
+
+
+def frozen(run: Figures) -> Verdict | None:
+    """A teacher that stays the random network it was: its student learns to repeat noise, and its loss falls."""
+    moves = run.total * (1 - run.momentum)
+    if moves > FROZEN or run.lost:  # the momentum of the steps before may have been lower
+        return None
+    return Verdict(
+        "not learning",
+        f"the teacher takes in its student {moves:.2g} times in the whole run (EMA momentum {run.momentum:g} at least)",
+        "lower --method.ema_start",
+    )
+
+
+STARVED = 0.25
+"""Share of the time spent waiting for data. At most 0.11 with one worker on two cores that six runs shared."""
+
+
+def starved(run: Figures) -> Verdict | None:
+    """Training that waits for its data; a run's first step, when workers start, is not counted."""
+    times = sorted((line["images_per_s"] and 1 / line["images_per_s"], line["data_wait"]) for line in run.recent)
+    times = times[: len(times) - 1 - len(times) // 10]
+    if len(times) < BEGIN:
+        return None
+    waited = sum(time * share for time, share in times) / sum(time for time, _ in times)
+    if waited < STARVED:
+        return None
+    return Verdict(
+        "starved",
+        f"{waited:.0%} of the time is spent waiting for data, at {run.recent[-1]['images_per_s']:.0f} crops/s",
+        "raise --data.workers, or bring the shards nearer (--data.cache)",
+    )
+
+
+LEARNT = 0.01
+"""Nats that must be learnt, and four times the noise of that, to be called learning; what is within the noise is not
+learning. Sound runs had learnt 0.02 to 0.14 in the first 5 % of 1,000 or 2,000 steps; at a learning rate of 1e-7 it
+stayed at -0.06."""
+
+
+def learning(run: Figures) -> Verdict | None:
+    """A student that predicts more of its targets than it did at first."""
+    if run.learnt < max(LEARNT, 4 * run.noise):
+        return None
+    return Verdict("learning", run.learnt_so_far())
+
+
+KEPT = 0.5
+"""Share of what the weights of --init predict that a run must keep. It is lost within a few steps or not at all."""
+
+
+def forgetting(run: Figures) -> Verdict | None:
+    """Weights that knew something, and that the run destroys."""
+    if not run.given or run.gain > KEPT * run.gain_first or run.learnt > -max(LEARNT, 4 * run.noise):
+        return None
+    return Verdict(
+        "not learning",
+        f"the weights that it began with are being lost: {run.learnt_so_far()}",
+        "lower --optim.lr, or --optim.init_lr if they are those of --init",
+    )
+
+
+EARLY = 0.05
+"""Share of a run by which it must learn; before, only what is certain is said."""
+FEWEST = 3 * MONITOR_EVERY
+"""Steps before `not learning` is said: at a learning rate that still warms up, 30 steps of 32 crops are the least that
+sets learning apart from noise."""
+
+
+def not_learning(run: Figures) -> Verdict | None:
+    """A student that by now should have learnt something.
+
+    One that knew something at the start may take longer: sound runs from weights of the same crops stayed level, at 0.6
+    nats, for 40 steps.
+    """
+    if run.step + MONITOR_EVERY < run.total * EARLY or run.step < FEWEST or run.learnt > run.noise:
+        return None
+    if run.given or not math.isfinite(run.noise):
+        return None
+    return Verdict(
+        "not learning",
+        run.learnt_so_far(),
+        f"raise --optim.lr (at this step {run.lr:.2g}), or look at views.png whether views still show the same tooth",
+    )
+
+
+def change(lines: Sequence[Line], name: str) -> float:
+    """How many times its first value in these lines the last is, of a figure that not every line has."""
+    values = [line[name] for line in lines if name in line]
+    return values[-1] / max(values[0], 1e-12)
+
+
+RULES = (
+    diverging,
+    point_collapse,
+    uniform_collapse,
+    rank_collapse,
+    frozen,
+    forgetting,
+    starved,
+    learning,
+    not_learning,
+)
+"""The worst first: the first that finds something is the verdict."""
