@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,7 +19,7 @@ from augment.config import ViewConfig
 from pretrain.checkpoint import CheckpointError
 from pretrain.combined import save_combined
 from pretrain.config import Config, ConfigError, DataConfig, MethodConfig, OptimConfig
-from pretrain.initial import read_initial, start_from
+from pretrain.initial import read_initial, start_from, starting_backbone
 from pretrain.rates import rates_at
 from pretrain.trainer import Trainer, build_networks
 
@@ -108,6 +109,24 @@ def test_a_file_that_nobody_describes_is_assumed_to_be_as_the_release(begun, tmp
     said = initial.said(config)
     scaling = r"\(pixel / white - 0.5\) / 0.25 and now with 0.4 and 0.25: nothing beside it"
     assert re.search(f"made for crops of 320x240 px, and now sees 64x48, {scaling}", said)
+
+
+def test_the_start_is_scored_as_an_export_also_from_a_resume_checkpoint(begun, tmp_path):
+    """A teacher's own BatchNorm buffers lag behind; those of weights for users stay as they are."""
+    nested = torch.load(begun, weights_only=True)
+    stored = {f"{part}.{key}": value for part, state in nested.items() for key, value in state.items()}
+    path = tmp_path / "step-00000003.pth"
+    settings = {"backbone": TINY, "views.global_size": [64, 48], "mean": 0.5, "std": 0.25}
+    torch.save({"step": 3, "teacher": stored, "student": {}, "identity": json.dumps(settings)}, path)
+    images = np.random.default_rng(0).integers(0, 255, (70, 64, 48), dtype=np.uint8)
+    asked = []
+    crops = lambda: (asked.append(1), images)[1]  # noqa: E731
+    for file, calibrated in ((begun, False), (path, True)):
+        found = starting_backbone(configuration(init=str(file)), read_initial(str(file)).checksum, crops)
+        assert len(asked) == calibrated
+        changed = [k for k, v in found.state_dict().items() if not torch.equal(v, nested["backbone"][k])]
+        assert any("running_mean" in key for key in changed) == calibrated
+    assert starting_backbone(configuration(init=str(path)), "of another file", crops) is None
 
 
 def test_a_file_that_is_not_there_is_one_line():
