@@ -42,6 +42,7 @@ from launch.cli import UserError, fail
 from pretrain.__main__ import MISTAKES, read_command_line
 from pretrain.config import Config, DataConfig
 from pretrain.journal import read_metrics
+from pretrain.monitors import MONITOR_EVERY
 from pretrain.precision import resolve_precision, resolve_threads
 from pretrain.run_folder import RunFolder
 from pretrain.shards import phantom_shards
@@ -167,9 +168,12 @@ class Contest:
         shutil.rmtree(folder.path, ignore_errors=True)
         own = ["--precision", precision, "--threads", str(self.threads), "--out", str(folder.path), *LONG]
         command = [sys.executable, str(ROOT / "pretrain.py"), *self.options, "--data.shards", self.shards, *own, *more]
+        enough = drop + self.arguments.steps
+        if self.device.type == "cuda":
+            enough = max(enough, MONITOR_EVERY + 1)  # memory is in each tenth line; the first lacks AdamW's moments
         with watched(command, self.out / "run.log", self.threads) as seen:
             for _ in seen:
-                if folder.metrics.exists() and folder.metrics.read_bytes().count(b"\n") >= drop + self.arguments.steps:
+                if folder.metrics.exists() and folder.metrics.read_bytes().count(b"\n") >= enough:
                     seen.process.send_signal(signal.SIGINT)  # the second ends it at once, unsaved
         lines = list(read_metrics(folder.metrics))
         gpu = max((int(line.get("memory_gb", 0) * 1e9) for line in lines), default=0)
