@@ -137,7 +137,9 @@ def check(configs: dict[str, Config], out: Path) -> None:
         old["data"] = [[one["sha256"], one["weight"]] for one in json.loads(run.facts.read_text())["data"]]
         new["data"] = [[one.checksum, weights[i] if weights else None] for i, one in enumerate(sets)]
         new["eval.shards"] = [str(Url(path)) if "://" in path else path for path in base.eval.shards]
-        changed = [key for key in sorted({*old, *new} - FREE) if old.get(key) != new.get(key)]
+        decided = {key for key, value in new.items() if value == "auto"}  # in `old`, by the data
+        decided |= {"steps"} if "epochs" in decided else set()
+        changed = [key for key in sorted({*old, *new} - FREE - decided) if old.get(key) != new.get(key)]
         if said := "; ".join(f"{key} was {old.get(key)}, now {new.get(key)}" for key in changed):
             raise UserError(f"{run.path} was made with other settings ({said}); give those again, or another --out")
 

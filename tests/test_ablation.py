@@ -18,6 +18,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 ablation, exposure = importlib.import_module("ablation"), importlib.import_module("exposure")
 ABLATION = [sys.executable, "benchmarks/ablation.py"]
 SHORT = ["--recipe", "smoke", "--steps", 8, "--threads", 1, "--data.workers", 0, "--only", "without mirror"]
+SHORT += ["--optim.lr", "auto"]  # as in the small-cnn recipe: decided by the data
 
 
 @pytest.fixture(scope="module")
