@@ -196,7 +196,8 @@ def test_a_disk_that_stays_full_ends_the_run_saying_what_is_saved(shards, whole,
 def test_milestones_are_kept_beside_the_newest(shards, tmp_path):
     out = tmp_path / "run"
     smoke(out, shards, "--steps", 12, "--checkpoint_every", 2, "--keep", 2, "--milestone_every", 3)
-    shutil.copy(newest := out / "checkpoints" / "step-00000012.pth", newest.with_stem("step-00000012 copy"))
+    newest = out / "checkpoints" / "milestone-00000012.pth"
+    shutil.copy(newest, newest.with_stem("step-00000012 copy"))
     smoke(out, shards, "--steps", 14, "--checkpoint_every", 2, "--keep", 1)
     kept = [path.stem.replace("-000000", " ") for path in sorted((out / "checkpoints").glob("*"))]
     assert kept == ["milestone 03", "milestone 06", "milestone 09", "milestone 12", "step 12 copy", "step 14"]
