@@ -65,12 +65,16 @@ def trainers(process) -> dict[int, psutil.Process]:
     return found or {0: psutil.Process(process.pid)}
 
 
-def ended(process, out: Path, code: int, status: str) -> tuple[str, float]:
-    """All it printed and the seconds it took to end, once it ended with this code, and state.json says this."""
+def ended(process, out: Path, code: int, status: str, unwritten: int = 0) -> tuple[str, float]:
+    """All it printed and the seconds it took to end, once it ended with this code, and state.json says this.
+
+    It may count so many steps more than were written down.
+    """
     began = time.monotonic()
     printed = "".join(process.communicate(timeout=60))
     assert process.returncode == code, printed
-    assert standing(out) == {"state": status, "step": len(complete_lines(out))}, printed
+    state, written = standing(out), len(complete_lines(out))
+    assert state["state"] == status and written <= state["step"] <= written + unwritten, (state, written, printed)
     return printed, time.monotonic() - began
 
 
@@ -228,7 +232,8 @@ def test_a_dead_rank_and_a_hung_collective_are_named(name, shards, tmp_path):
     process, ranks = begin(command, tmp_path / "r", shards, "--timeout", 10)
     time.sleep(1)  # a sign of life a second: the step last told is a step that was made
     getattr(ranks[rank], fault)()
-    printed, seconds = ended(process, tmp_path / "r", 1, "failed")  # 1 is torchrun's; ours is 2
+    # rank 1 may have made a step whose line the main process did not come to write; exit code 1 is torchrun's, ours is 2
+    printed, seconds = ended(process, tmp_path / "r", 1, "failed", unwritten=1 if rank == 0 else 0)
     told(printed, pattern.format(pid=ranks[rank].pid))
     assert re.search(r"exitcode +: 2 ", printed)
     assert seconds < within
