@@ -8,8 +8,8 @@ torch (bare_step.py); lightly-train's DINO with the same backbone, crops, views 
 Each in float32, and in bf16 where the device computes in it. The first steps of each process are left out. Options that
 are none of these go to pretrain.py: --views.local_count 4, --data.workers 2. OUT/step.md and step.json hold the table.
 
-Memory is that of a process and its children at its highest, looked at five times a second (children: what is theirs
-alone); on a GPU what torch allocated there. Do nothing else on the machine meanwhile.
+Memory is that of a process, looked at five times a second, and of its children (what is theirs alone), looked at every
+ten seconds, at its highest; on a GPU what torch allocated there. Do nothing else on the machine meanwhile.
 """
 
 import argparse
@@ -52,6 +52,7 @@ RECIPE = ["--recipe", "small-cnn", "--views.global_size", "[128,96]", "--views.l
 RECIPE += ["--views.local_count", "8", "--eval.every", "0", "--pictures", "false", "--on_collapse", "warn"]
 LONG = ["--steps", "1000000", "--checkpoint_every", "1000000"]  # interrupted when enough steps are done
 CROPS_OF_A_PATIENT = 3  # of a phantom, at least
+CHILDREN_EVERY = 10.0  # s; the kernel walks their page tables for 40 ms, which a step that uses all cores waits for
 
 
 class Measured(NamedTuple):
@@ -234,8 +235,11 @@ class Watched:
         self.process, self.bytes = process, 0
 
     def __iter__(self) -> Iterator[None]:
+        children, looked = 0, time.monotonic()
         while self.process.poll() is None:
-            self.bytes = max(self.bytes, tree_bytes(self.process.pid))
+            if time.monotonic() - looked > CHILDREN_EVERY:
+                children, looked = children_bytes(self.process.pid), time.monotonic()
+            self.bytes = max(self.bytes, resident_bytes(self.process.pid) + children)
             yield
             time.sleep(0.2)
 
@@ -257,19 +261,22 @@ def watched(command: list[str], log: Path, threads: int) -> Iterator[Watched]:
         raise UserError(f"{log.stem} ended with {process.returncode}, see {log}: {last}")
 
 
-def tree_bytes(pid: int) -> int:
-    """What a process and its children hold: its resident memory, and of theirs what they do not share with it."""
+def resident_bytes(pid: int) -> int:
+    """The resident memory of a process; 0 of one that has ended."""
     try:
-        process = psutil.Process(pid)
-        total = process.memory_info().rss
-        children = process.children(recursive=True)
+        return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
         return 0
-    for child in children:
-        try:
+
+
+def children_bytes(pid: int) -> int:
+    """What the children of a process hold and do not share with it."""
+    total = 0
+    try:
+        for child in psutil.Process(pid).children(recursive=True):
             total += child.memory_full_info().uss
-        except psutil.Error:  # it ended meanwhile
-            continue
+    except psutil.Error:  # one ended meanwhile
+        pass
     return total
 
 
