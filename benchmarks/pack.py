@@ -38,21 +38,40 @@ SCALE = 5
 """What phantoms are enlarged by for `memory`: to some 1,600 x 1,200 pixels, as periapicals have."""
 
 
-def whole_process(command: list[str]) -> tuple[float, float, float]:
-    """Seconds from start to exit, the seconds of all cores in it, and the most memory in MB."""
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
-    peak, done = [0.0], threading.Event()
+def timed(command: list[str]) -> tuple[float, float]:
+    """Seconds of a whole process from start to exit, and those of all cores in it."""
     began, used = time.perf_counter(), core_seconds()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as process:
+    with started(command) as process:
+        finish(process)
+    return time.perf_counter() - began, core_seconds() - used
+
+
+def most_memory(command: list[str]) -> float:
+    """The most memory that a whole process and its children held, in MB.
+
+    Not of a process that is timed: the kernel walks their page tables for each look, and they wait meanwhile.
+    """
+    peak, done = [0.0], threading.Event()
+    with started(command) as process:
         watch = threading.Thread(target=watch_memory, args=(psutil.Process(process.pid), peak, done))
         watch.start()
-        said, _ = process.communicate()
-        seconds = time.perf_counter() - began
-        done.set()
-        watch.join()
+        try:
+            finish(process)
+        finally:
+            done.set()
+            watch.join()
+    return peak[0]
+
+
+def started(command: list[str]) -> "subprocess.Popen[bytes]":
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+
+
+def finish(process: "subprocess.Popen[bytes]") -> None:
+    said, _ = process.communicate()
     if process.returncode:
-        raise SystemExit(f"error: {' '.join(command)} failed:\n{said.decode(errors='replace')}")
-    return seconds, core_seconds() - used, peak[0]
+        raise SystemExit(f"error: {' '.join(map(str, process.args))} failed:\n{said.decode(errors='replace')}")
 
 
 def core_seconds() -> float:
@@ -87,11 +106,11 @@ def speed(source: Path, out: Path, pixel_aspect: float, rounds: int) -> dict[str
         "pack": packing(source, out, 1, pixel_aspect),
         "pack, 2 workers": packing(source, out, 2, pixel_aspect),
     }
-    took: dict[str, list[tuple[float, float, float]]] = {name: [] for name in runs}
+    took: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, command in runs.items():
             clear(out)
-            took[name].append(whole_process(command))
+            took[name].append(timed(command))
     crops = read_manifest(out / "packed")["statistics"]["samples"]
     megabytes = source.stat().st_size / 1e6
     print(f"{source.name}: {megabytes:.1f} MB, {crops} crops, {rounds} rounds\n")
@@ -99,10 +118,11 @@ def speed(source: Path, out: Path, pixel_aspect: float, rounds: int) -> dict[str
     print("|---|---|---|---|---|---|---|")
     told: dict[str, Any] = {"crops": crops, "MB": megabytes}
     for name, results in took.items():
+        clear(out)
+        most = most_memory(runs[name])
         seconds, cores = (statistics.median(r[i] for r in results) for i in (0, 1))
         ratios = sorted(plain[0] / own[0] for plain, own in zip(took["plain script"], results, strict=True))
-        most = max(r[2] for r in results)
-        told[name] = {"seconds, of cores, MB": results, "ratios": ratios}
+        told[name] = {"seconds, of cores": results, "MB of memory": most, "ratios": ratios}
         times = f"{statistics.median(ratios):.2f} ({', '.join(f'{r:.2f}' for r in ratios)})"
         rates = f"{crops / seconds:.0f} | {megabytes / seconds:.1f}"
         print(f"| {name} | {seconds:.1f} | {rates} | {times} | {cores:.1f} | {most:.0f} |")
@@ -117,15 +137,15 @@ def clear(out: Path) -> None:
 
 def memory(out: Path, sizes: list[float], workers: int) -> dict[str, Any]:
     told: dict[str, Any] = {}
-    print("| archive | GB | files | s | MB of memory |\n|---|---|---|---|---|")
+    print("| archive | GB | files | MB of memory |\n|---|---|---|---|")
     for kind in ("zip", "tar"):
         for size in sizes:
             archive = out / f"grown.{kind}"
             count = write_grown(archive, size)
             clear(out)
-            seconds, _, most = whole_process(packing(archive, out, workers, 1))
-            told[f"{kind} {size}"] = {"files": count, "seconds": seconds, "memory": most}
-            print(f"| {kind} | {archive.stat().st_size / 1e9:.2f} | {count} | {seconds:.0f} | {most:.0f} |", flush=True)
+            most = most_memory(packing(archive, out, workers, 1))
+            told[f"{kind} {size}"] = {"files": count, "memory": most}
+            print(f"| {kind} | {archive.stat().st_size / 1e9:.2f} | {count} | {most:.0f} |", flush=True)
             archive.unlink()
     clear(out)
     return told
