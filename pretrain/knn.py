@@ -38,7 +38,8 @@ from pretrain.trainer import Trainer
 
 Line = dict[str, Any]
 PROBE = 20
-"""Steps whose duration decides how often to score where `--eval.every` is left out; the first ones open files."""
+"""Steps whose duration decides how often to score where `--eval.every` is left out; the first ones open files. A run
+too short for two scores by them looks again after as many: its steps may have become slower."""
 SHARE = 0.01
 """Share of the run that scores may cost then: 1 %. The score after the last step and the baselines, which cost as much
 as one more, come on top: with few scores it is 2 % in all. A score that turns out dearer makes the later ones rarer."""
@@ -71,13 +72,14 @@ class TrainingKnn:
         self._of = _identity(config, labelled)
         self._baselines: dict[str, float] = {}
         self._seconds: deque[float] = deque(maxlen=PROBE)
+        self._told = False  # that there are no scores
         self.every = config.eval.every if labelled else 0
         if config.eval.every and not labelled:
             tqdm.write("warning: no k-NN while training: no labelled shards (see --eval.shards, --eval.label)")
         self.best = -math.inf
         for line in earlier:
             if labelled and config.eval.every is None:
-                self.every = line.get("knn_every") or self.every  # 0, too short for any, is decided anew: it may grow
+                self.every = line.get("knn_every") or self.every  # 0, of older versions, is decided anew
             if line.get("knn_of") == self._of:
                 if line["step"] + 1 == kept:
                     self.best = line["knn"]
@@ -88,8 +90,9 @@ class TrainingKnn:
         done = line["step"] + 1
         added: Line = {}
         self._seconds.append(self.config.data.batch_size / line["images_per_s"])
-        if self.every is None and len(self._seconds) == PROBE:
-            self.every = added["knn_every"] = self._affordable()
+        if self.every is None and done % PROBE == 0 and len(self._seconds) == PROBE:
+            self.every = self._affordable()
+            added = {"knn_every": self.every} if self.every else {}
         if self.every and (done % self.every == 0 or done == self.trainer.total):
             try:
                 added |= self._score()
@@ -141,8 +144,21 @@ class TrainingKnn:
             tqdm.write(f"warning: k-NN leaves out {len(unreadable)} crops that cannot be read: {unreadable[0]} ...")
         return crops
 
-    def _affordable(self) -> int:
-        """The steps between two scores that cost SHARE of them, by the time of one batch; 0 if no two scores fit."""
+    def _affordable(self) -> int | None:
+        """The steps between two scores that cost SHARE of them, by the time of one batch; None if no two scores fit."""
+        crops = min(self.config.eval.crops, sum(map(len, self._labelled))) + EXPORT * len(self._calibration())
+        score = self._batch_seconds * crops / self.config.eval.batch_size
+        every = math.ceil(score / (SHARE * median(self._seconds)))
+        if 2 * every <= self.trainer.total:
+            return every
+        if not self._told:
+            self._told = True
+            tqdm.write(f"no k-NN while training so far: a score takes {score:.0f} s, and --eval.every N asks for it")
+        return None
+
+    @cached_property
+    def _batch_seconds(self) -> float:
+        """Seconds that a batch of crops takes to embed."""
         config, backbone = self.config, self.trainer.teacher.backbone
         batch = config.eval.batch_size
         images = stacked([np.zeros(config.views.global_size, np.uint8)] * batch)
@@ -150,10 +166,7 @@ class TrainingKnn:
         for _ in range(4):  # of which the first chooses kernels
             embed(backbone, images, config.mean, config.std, batch)
             times.append(time.perf_counter())
-        seconds = median(after - before for before, after in pairwise(times[1:]))
-        crops = min(config.eval.crops, sum(map(len, self._labelled))) + EXPORT * len(self._calibration())
-        every = math.ceil(seconds * crops / batch / (SHARE * median(self._seconds)))
-        return every if 2 * every <= self.trainer.total else 0
+        return median(after - before for before, after in pairwise(times[1:]))
 
 
 def _identity(config: Config, labelled: Sequence[ShardSet]) -> str:

@@ -165,14 +165,23 @@ def test_a_run_too_short_for_scores_may_grow(shards):
     assert Training(shards).knn([{"step": 19, "knn_every": 0}]).every is None
 
 
-@pytest.mark.parametrize(("seconds", "every"), [(1e6, 1), (1e-9, 0)])
+def test_a_run_whose_steps_become_slower_looks_again_whether_scores_fit(timed, capsys):
+    knn, _ = timed
+    running = knn(2000)  # two scores of 35.72 s at 1 % need 7,144 steps of 1 s, or 1,428 of 5 s
+    found = [running.take(line_of(step) | {"images_per_s": 16 if step < PROBE else 3.2}) for step in range(3 * PROBE)]
+    assert [step for step, line in enumerate(found) if line] == [2 * PROBE - 1]
+    assert running.every == found[2 * PROBE - 1]["knn_every"] == 715
+    assert capsys.readouterr().out.count("no k-NN while training so far: a score takes 36 s, and --eval.every N") == 1
+
+
+@pytest.mark.parametrize(("seconds", "every"), [(1e6, 1), (1e-9, None)])
 def test_left_out_it_scores_as_often_as_the_run_affords(seconds, every, shards):
     training = Training(shards, "--steps", "1000")
     knn = training.knn()
     lines = [{"step": step, "images_per_s": 16 / seconds} for step in range(PROBE)]
     found = [knn.take(line) for line in lines]
     assert found[:-1] == [{}] * (PROBE - 1)
-    assert found[-1]["knn_every"] == knn.every == every
+    assert found[-1].get("knn_every") == knn.every == every
     assert ("knn" in found[-1]) == bool(every)
     assert training.knn([{"step": 19, "knn_every": 7}]).every == 7
 
