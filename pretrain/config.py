@@ -70,8 +70,8 @@ class MethodConfig:
     """Student-teacher self-distillation (DINO)."""
 
     prototypes: AutoInt = 256
-    """Width K of the head's output. 256 as released; 64, 1,024 and 4,096 did the same on thousands of real crops;
-    auto: by the number of crops."""
+    """Width K of the head's output. 256 as released; 64, 1,024 and 4,096 could not be told from it on thousands of
+    real crops (docs/recipes.md); auto: by the number of crops."""
     student_temperature: float = 0.1
     """Temperature of the student's softmax, as published."""
     teacher_temperature: AutoFloat = 0.02

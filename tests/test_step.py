@@ -11,6 +11,7 @@ import psutil
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from augment.config import ViewConfig
 from pretrain.config import Config, DataConfig, MethodConfig, OptimConfig
@@ -156,7 +157,7 @@ class Reference:
         p.sub_(lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8))
 
 
-def trainer_of(config: Config, monkeypatch) -> Trainer:
+def trainer_of(config: Config, monkeypatch, precision: str | None = None) -> Trainer:
     torch.manual_seed(0)
     student = Network(TinyBackbone(), proj_head(8, K, 8, 8), joint_head=config.method.head_pass == "joint").train()
     # Gradients far above float32's rounding, so that Adam's g / |g| has a sign to keep.
@@ -164,9 +165,29 @@ def trainer_of(config: Config, monkeypatch) -> Trainer:
         for p in student.proj_head.parameters():
             p.mul_(10 if p.ndim > 1 and p.requires_grad else 1)
     monkeypatch.setattr("pretrain.trainer.build_networks", lambda _: (student, teacher_of(student)))
-    trainer = Trainer(config, Accelerator(cpu=True), range(1000))
+    trainer = Trainer(config, Accelerator(cpu=True, mixed_precision=precision), range(1000))
     trainer.trained = trainer.student
     return trainer
+
+
+def test_in_bf16_passes_are_bf16_and_what_lasts_is_float32(monkeypatch):
+    """A CPU without the instructions emulates it: the same numbers, to bf16's 8 bits, only slower."""
+    config, views = configuration("sinkhorn", "per_size"), drawn_views(np.random.default_rng(0))
+    exact = Reference(trainer_of(config, monkeypatch).student, config).step(0, views)
+    AcceleratorState._reset_state(reset_partial_state=True)  # another precision needs another
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})
+    trainer = trainer_of(config, monkeypatch, "bf16")
+    kinds = []
+    for network in (trainer.student, trainer.teacher):
+        network.backbone.m[3].register_forward_hook(lambda _module, _given, output: kinds.append(output.dtype))
+        network.register_forward_hook(lambda _module, _given, outputs: kinds.extend(x.dtype for x in outputs))
+    measured = trainer.train_step(views, rates_at(config, 0, STEPS))["measured"]
+    teacher, student = [torch.bfloat16, *[torch.float32] * 2], [torch.bfloat16] * 2 + [torch.float32] * 2
+    assert kinds == teacher + student
+    assert measured[:3].tolist() == pytest.approx(exact, rel=0.03)
+    lasting = [*trainer.student.parameters(), *trainer.teacher.parameters(), trainer.center]
+    moments = [m for state in trainer.optimizer.state.values() for m in state.values()]
+    assert {x.dtype for x in lasting + moments} == {torch.float32}
 
 
 def test_a_batch_in_pieces_needs_no_koleo(monkeypatch):
