@@ -6,7 +6,8 @@ Each contender gets as many steps as fit into the minutes at the speed that a tr
 all cores, so do nothing else then (kept in OUT/speeds.json). Backbone, sizes and number of views, and batch
 are the same for all. Scored is the holdout beside the shards, with the crops of the other patients as neighbours and to
 fit a linear probe on. The same command continues what was stopped or killed; OUT/quality.md and .json hold the table of
-all runs in OUT, also of calls with other minutes, of which OUT/curve.png is drawn.
+all runs in OUT, also of calls with other minutes, of which OUT/curve.png is drawn. `taken` are the minutes that a run's
+steps took in the end: more than asked for where runs share the cores (--parallel).
 """
 
 import argparse
@@ -157,7 +158,8 @@ class Contest:
         for folder in sorted(self.out.glob("*min_seed*/")):
             name, minutes, seed = re.fullmatch(r"(.+)_([\d.e-]+)min_seed(\d+)", folder.name).groups()
             if RunFolder(folder).read_state().get("state") == "finished":
-                own = {"name": CONTENDERS[name], "minutes": float(minutes), "seed": int(seed)}
+                own: dict[str, Any] = {"name": CONTENDERS[name], "minutes": float(minutes), "seed": int(seed)}
+                own["taken"] = sum(step_seconds(folder, self.arguments.batch)) / 60
                 runs.append(own | self.scores(folder, int(seed)))
         rows = table(runs, self.arguments.label)
         print("\n" + rows)
@@ -208,18 +210,19 @@ def table(runs: list[dict[str, Any]], labels: list[str]) -> str:
     """Mean and SD over the seeds of each contender and number of minutes, and of what they must beat."""
     columns = [(method, label) for label in labels for method in ("knn", "linear")]
     heads = [f"{label}, {'k-NN' if method == 'knn' else 'linear probe'}" for method, label in columns]
-    lines = ["| | minutes | crops | seeds | " + " | ".join(heads) + " |", "|---" * (4 + len(heads)) + "|"]
+    lines = ["| | minutes | taken | crops | seeds | " + " | ".join(heads) + " |", "|---" * (5 + len(heads)) + "|"]
     groups: dict[tuple[float, str], list[dict[str, Any]]] = {}
     for run in runs:
         groups.setdefault((-run["minutes"], run["name"]), []).append(run)
     for (minutes, name), made in sorted(groups.items()):
         scores = [spread([run["scores"][m][x]["trained"] for run in made if x in run["scores"][m]]) for m, x in columns]
-        crops = fmean(run["crops"] for run in made)
-        lines.append(f"| {name} | {-minutes:g} | {crops:,.0f} | {len(made)} | " + " | ".join(scores) + " |")
+        taken, crops = (fmean(run[figure] for run in made) for figure in ("taken", "crops"))
+        seen = f"{taken:.1f} | {crops:,.0f}"
+        lines.append(f"| {name} | {-minutes:g} | {seen} | {len(made)} | " + " | ".join(scores) + " |")
     for source, words in BASELINES.items() if runs else ():
         seeds = {run["seed"]: run for run in runs}.values()
         scores = [spread([run["scores"][m][x][source] for run in seeds if x in run["scores"][m]]) for m, x in columns]
-        lines.append(f"| {words} | | | {len(seeds)} | " + " | ".join(scores) + " |")
+        lines.append(f"| {words} | | | | {len(seeds)} | " + " | ".join(scores) + " |")
     return "\n".join([*lines, ""])
 
 
