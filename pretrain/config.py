@@ -87,10 +87,6 @@ class MethodConfig:
     moves: 0.996 is for 100 epochs of photographs."""
     ema_end: float = 1.0
     """EMA momentum at the last step, reached by a cosine: the teacher settles as the run ends."""
-    head_pass: Literal["per_size", "joint"] = "per_size"
-    """Crops that the head's BatchNorm sees at once: those of one size, or all. On demo seeds 0 to 2 (1 thread) k-NN was
-    alike (0.598, 0.634, 0.595 per size; 0.594, 0.638, 0.593 jointly), but jointly a linear probe on the head's output
-    told global from local views at 0.96, which it should not know; per size at 0.53."""
     centering: Literal["sinkhorn", "mean"] = "sinkhorn"
     """How the targets are kept off one prototype for all: Sinkhorn-Knopp over the global batch, or DINO's moving mean.
     With the mean, short runs fell into few clusters and knew less than random weights."""

@@ -30,7 +30,7 @@ class proj_head(nn.Module):
 
     Named and keyed as in the release (`mlp.0.weight`, `mlp.2.*`, ..., `last_layer.weight_g|v`); DINO's head (Caron et
     al. 2021, appendix C) with the BatchNorm after the activation. BatchNorm normalises by the batch it is given: called
-    on global and local crops together, it lets the output tell them apart (see MethodConfig.head_pass).
+    on global and local crops together, it lets the output tell them apart (see Network.forward).
     """
 
     def __init__(

@@ -14,21 +14,20 @@ from pretrain.heads import proj_head
 class Network(nn.Module):
     """Backbone and projection head; student and teacher are two of these."""
 
-    def __init__(self, backbone: Backbone, head: proj_head, joint_head: bool = False) -> None:
+    def __init__(self, backbone: Backbone, head: proj_head) -> None:
         super().__init__()
         self.backbone = backbone
         self.proj_head = head
-        self.joint_head = joint_head
 
     def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Batches of views, one tensor [N_i, 1, H_i, W_i] per crop size -> features [N, C] and logits [N, K] float32.
 
         The backbone passes once per size, since sizes cannot be stacked. So does the head, whose BatchNorm then sees
-        one crop type at a time; with `joint_head` it passes once over all crops.
+        one crop type at a time. On all crops at once k-NN was alike (demo seeds 0 to 2: 0.598, 0.634, 0.595 per size;
+        0.594, 0.638, 0.593), but a linear probe on the output told global from local views at 0.96, for 0.53 per size.
         """
         features = [self.backbone(batch) for batch in views]
-        batches = [torch.cat(features)] if self.joint_head else features
-        return torch.cat(features).float(), torch.cat([self.proj_head(batch) for batch in batches])
+        return torch.cat(features).float(), torch.cat([self.proj_head(batch) for batch in features])
 
 
 def teacher_of(student: Network) -> Network:

@@ -172,7 +172,7 @@ def test_keys_tell_whose_they_are_where_nobody_does(begun, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_from_weights_keeps_what_they_know_and_continues_without_them(tmp_path):
-    """k-NN does not fall below the start; the file may move or vanish afterwards, but not become another."""
+    """k-NN stays at the start, to the noise of so few crops; the file may move or vanish, but not become another."""
     begun, out = tmp_path / "begun", tmp_path / "run"
     common = ["--backbone", TINY, "--data.batch_size", 8, "--data.workers", 0, "--optim.lr", 2e-3]
     smoke(begun, None, *common, "--steps", 30)

@@ -47,9 +47,9 @@ def test_the_buffers_that_are_saved_do_not_depend_on_the_process_that_saves():
             return self.norm(self.conv(x)).mean((2, 3))
 
     torch.manual_seed(0)
-    ours = Network(Tiny(), proj_head(8, 16), joint_head=False)
+    ours = Network(Tiny(), proj_head(8, 16))
     torch.manual_seed(0)
-    theirs = Network(Tiny(), proj_head(8, 16), joint_head=False)
+    theirs = Network(Tiny(), proj_head(8, 16))
     for norm in (m for m in theirs.modules() if hasattr(m, "running_mean")):
         norm.running_mean.uniform_(5, 6)  # what another slice of the batch left there
         norm.running_var.uniform_(5, 6)

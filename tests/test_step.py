@@ -42,7 +42,7 @@ class TinyBackbone(torch.nn.Module):
         return self.m(x).mean((2, 3))
 
 
-def configuration(centering: str, head_pass: str, micro_batches: int = 1) -> Config:
+def configuration(centering: str, micro_batches: int = 1) -> Config:
     return Config(
         steps=STEPS,
         data=DataConfig(batch_size=BATCH),
@@ -50,7 +50,6 @@ def configuration(centering: str, head_pass: str, micro_batches: int = 1) -> Con
         method=MethodConfig(
             prototypes=K,
             centering=centering,
-            head_pass=head_pass,
             teacher_temperature=0.1,  # float32 keeps six digits of the logits, and they are divided by this
             teacher_temperature_start=0.05,
             teacher_temperature_warmup=0.5,
@@ -88,8 +87,6 @@ class Reference:
         self.moments: dict[str, tuple[torch.Tensor, torch.Tensor, int]] = {}
 
     def logits(self, network: Network, features: list[torch.Tensor]) -> torch.Tensor:
-        if self.config.method.head_pass == "joint":
-            features = [torch.cat(features)]
         rows = [network.proj_head.mlp(f) for f in features]
         h = torch.cat(rows)
         v = network.proj_head.last_layer.weight_v
@@ -159,7 +156,7 @@ class Reference:
 
 def trainer_of(config: Config, monkeypatch, precision: str | None = None) -> Trainer:
     torch.manual_seed(0)
-    student = Network(TinyBackbone(), proj_head(8, K, 8, 8), joint_head=config.method.head_pass == "joint").train()
+    student = Network(TinyBackbone(), proj_head(8, K, 8, 8)).train()
     # Gradients far above float32's rounding, so that Adam's g / |g| has a sign to keep.
     with torch.no_grad():
         for p in student.proj_head.parameters():
@@ -172,7 +169,7 @@ def trainer_of(config: Config, monkeypatch, precision: str | None = None) -> Tra
 
 def test_in_bf16_passes_are_bf16_and_what_lasts_is_float32(monkeypatch):
     """A CPU without the instructions emulates it: the same numbers, to bf16's 8 bits, only slower."""
-    config, views = configuration("sinkhorn", "per_size"), drawn_views(np.random.default_rng(0))
+    config, views = configuration("sinkhorn"), drawn_views(np.random.default_rng(0))
     exact = Reference(trainer_of(config, monkeypatch).student, config).step(0, views)
     AcceleratorState._reset_state(reset_partial_state=True)  # another precision needs another
     monkeypatch.setattr(AcceleratorState, "_shared_state", {})
@@ -192,7 +189,7 @@ def test_in_bf16_passes_are_bf16_and_what_lasts_is_float32(monkeypatch):
 
 def test_a_batch_in_pieces_needs_no_koleo(monkeypatch):
     """At weight 0 no piece knows the neighbours in the others: the figure is the piece's, the gradient none."""
-    config = configuration("sinkhorn", "per_size", 3)
+    config = configuration("sinkhorn", 3)
     config = dataclasses.replace(config, method=dataclasses.replace(config.method, koleo=0.0))
     trainer = trainer_of(config, monkeypatch)
     for network in (trainer.student, trainer.teacher):
@@ -213,15 +210,14 @@ def drawn_views(rng: np.random.Generator) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("micro_batches", [1, 3])
-@pytest.mark.parametrize("head_pass", ["per_size", "joint"])
 @pytest.mark.parametrize("centering", ["sinkhorn", "mean"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])
-def test_every_step_is_the_formulas(dtype, tolerance, centering, head_pass, micro_batches, monkeypatch):
+def test_every_step_is_the_formulas(dtype, tolerance, centering, micro_batches, monkeypatch):
     """In float64 nothing but a wrong formula can differ; in float32, as runs compute, rounding of eight steps may.
 
     A batch in pieces is the whole batch where no BatchNorm sees the pieces: here it has its running statistics.
     """
-    config = configuration(centering, head_pass, micro_batches)
+    config = configuration(centering, micro_batches)
     trainer = trainer_of(config, monkeypatch)
     for network in (trainer.student, trainer.teacher):
         network.train(micro_batches == 1)
@@ -246,7 +242,7 @@ def test_every_step_is_the_formulas(dtype, tolerance, centering, head_pass, micr
 
 @pytest.mark.parametrize("pieces", [1, 3])
 def test_ranks_wait_for_each_other_at_the_last_piece_only(pieces, monkeypatch):
-    trainer = trainer_of(configuration("sinkhorn", "per_size", pieces), monkeypatch)
+    trainer = trainer_of(configuration("sinkhorn", pieces), monkeypatch)
     apart, told = [], []
 
     @contextlib.contextmanager
@@ -264,7 +260,7 @@ def test_ranks_wait_for_each_other_at_the_last_piece_only(pieces, monkeypatch):
 
 def test_what_a_line_says_of_the_networks_is_that_of_its_step(monkeypatch):
     """Every tenth step, and the last."""
-    trainer = trainer_of(configuration("mean", "per_size"), monkeypatch)
+    trainer = trainer_of(configuration("mean"), monkeypatch)
     trainer.stream = SimpleNamespace(sets=["a", "b"])
     trainer.samples = torch.ones(BATCH, 4, dtype=torch.int64)
     reference, views = Reference(trainer.student, trainer.config), drawn_views(np.random.default_rng(0))
