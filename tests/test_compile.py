@@ -20,7 +20,7 @@ COMPILE = ["--optim.compile", "true"]
 
 def steps(compile: bool, micro_batches: int, monkeypatch) -> tuple[list, dict, dict]:
     """Figures of each step of a tiny network, its trainer's state, and what it exports."""
-    config = configuration("sinkhorn", "per_size", micro_batches)
+    config = configuration("sinkhorn", micro_batches)
     config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, compile=compile))
     trainer = trainer_of(config, monkeypatch)
     torch.manual_seed(1)

@@ -35,7 +35,7 @@ torch.testing.assert_close(
 # Whole steps against one float64 process with the whole batch. BatchNorm, which sees a rank's share, is held.
 torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
 for pieces in (1, 3):
-    config = configuration("sinkhorn", "per_size", pieces)
+    config = configuration("sinkhorn", pieces)
     with pytest.MonkeyPatch.context() as patch:
         trainer = trainer_of(config, patch)
     for network in (trainer.student, trainer.teacher):
