@@ -12,6 +12,14 @@ settings.register_profile("here", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("here")
 
 
+# Each process takes whole files: were these begun last, one process would work on for minutes beside an idle one.
+LONGEST = ("test_stopping", "test_run", "test_hosts", "test_faults", "test_quality", "test_verdict", "test_ablation")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory):
     from crops_fixture import packed  # here: most tests need none of what it imports
