@@ -111,7 +111,7 @@ def summary_rows(
             f"{knn['pixels']:.3f} from raw pixels, {knn['size']:.3f} from size, {1 / knn['classes']:.3f} by chance",
         ),
         *(
-            [("", "so raw pixels tell as much: train longer, or on more crops")]
+            [("", "so raw pixels tell no less: train longer, or on more crops")]
             if knn["after"] <= knn["pixels"]
             else []
         ),
