@@ -7,6 +7,7 @@ import re
 import time
 from operator import attrgetter
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -19,6 +20,7 @@ from pretrain.__main__ import read_command_line
 from pretrain.config import Config
 from pretrain.monitors import MONITOR_EVERY
 from pretrain.shards import phantom_shards
+from pretrain.symptoms import fitted
 from pretrain.trainer import Trainer
 from pretrain.verdict import Watch, judge, told
 
@@ -128,6 +130,13 @@ def test_a_student_that_still_gains_is_no_alarm_before_it_has_learnt_anything():
     assert {verdict.name for _, verdict in found} == {"learning"}
     level = {"loss": lambda t: math.log(256) * 1.02}
     assert verdicts(lines(100, noise=0.002, **level), total=1000)[0][1].name == "not learning"
+
+
+@pytest.mark.parametrize("count", [2, 3, 20, 51])
+def test_the_slope_is_that_of_least_squares(count):
+    values = np.random.default_rng(count).normal(size=count).cumsum()
+    (slope, _), covariance = np.polyfit(range(count), values, 1, cov="unscaled")
+    assert fitted(values.tolist()) == pytest.approx((slope, math.sqrt(covariance[0, 0])))
 
 
 def test_weights_of_init_that_have_collapsed_are_told():
