@@ -153,7 +153,8 @@ class TrainingKnn:
             return every
         if not self._told:
             self._told = True
-            tqdm.write(f"no k-NN while training so far: a score takes {score:.0f} s, and --eval.every N asks for it")
+            why = f"a score takes some {score:.0f} s, too long for this run"
+            tqdm.write(f"no k-NN while training: {why}; --eval.every N scores all the same")
         return None
 
     @cached_property

@@ -171,7 +171,7 @@ def test_a_run_whose_steps_become_slower_looks_again_whether_scores_fit(timed, c
     found = [running.take(line_of(step) | {"images_per_s": 16 if step < PROBE else 3.2}) for step in range(3 * PROBE)]
     assert [step for step, line in enumerate(found) if line] == [2 * PROBE - 1]
     assert running.every == found[2 * PROBE - 1]["knn_every"] == 715
-    assert capsys.readouterr().out.count("no k-NN while training so far: a score takes 36 s, and --eval.every N") == 1
+    assert capsys.readouterr().out.count("no k-NN while training: a score takes some 36 s, too long for this run;") == 1
 
 
 @pytest.mark.parametrize(("seconds", "every"), [(1e6, 1), (1e-9, None)])
