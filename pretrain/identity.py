@@ -3,13 +3,14 @@
 import dataclasses
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from data_shards.order import ORDER
 from data_shards.stream import ShardSet
-from pretrain.config import Config
+from pretrain.config import ChangedError, Config
 from pretrain.rates import rates_at
 from pretrain.run_folder import flat
 
@@ -46,6 +47,18 @@ def circumstances(processes: int, threads: int, device: str, compiled: bool) -> 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The entries that differ, as (old, new); None where there is none."""
     return {k: (old.get(k), new.get(k)) for k in sorted({*old, *new}) if old.get(k) != new.get(k)}
+
+
+def refuse_another_run(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Raise ChangedError where the checkpoint at `path` is of another run than `new`; a longer one is the same run."""
+    changed = differences(old, new)
+    if old.get("total steps", 0) < new["total steps"]:
+        changed.pop("total steps", None)
+    if changed:
+        raise ChangedError(
+            f"{path} is of a run with other settings; give those again, or another --out, or --resume never to "
+            f"move the old run aside:\n{table(changed)}"
+        )
 
 
 def table(changed: dict[str, tuple[Any, Any]]) -> str:

@@ -15,9 +15,9 @@ from pretrain.auto import resolved
 from pretrain.backbones import Backbone, build_backbone, fitting_backbone
 from pretrain.checkpoint import load_resume
 from pretrain.combined import load_combined
-from pretrain.config import ChangedError, Config, ConfigError
+from pretrain.config import Config, ConfigError
 from pretrain.facts import shareable
-from pretrain.identity import differences, extension_note, table
+from pretrain.identity import differences, extension_note, refuse_another_run
 from pretrain.initial import checksum_of, read_initial, start_from, starting_backbone
 from pretrain.journal import Journal, read_metrics, whole
 from pretrain.knn import TrainingKnn
@@ -163,17 +163,9 @@ class Run:
 
     def _restore(self, path: Path, state: dict[str, Any]) -> None:
         """Continue from the checkpoint `state`, the same one on every rank; refuse one of another run."""
-        new = self.saving.identity()
-        old = json.loads(state.pop("identity", "{}"))
+        new, old = self.saving.identity(), json.loads(state.pop("identity", "{}"))
+        refuse_another_run(path, old, new)
         total, old_total = new["total steps"], old.get("total steps", 0)
-        changed = differences(old, new)
-        if old_total < total:
-            changed.pop("total steps", None)  # a longer run is the same run
-        if changed:
-            raise ChangedError(
-                f"{path} is of a run with other settings; give those again, or another --out, or --resume never to "
-                f"move the old run aside:\n{table(changed)}"
-            )
         self.trainer.load_state_dict(state)
         if old_total < total:
             self.say(extension_note(self.config, self.trainer.step, old_total, total))
