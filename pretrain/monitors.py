@@ -42,9 +42,20 @@ def feature_monitors(features: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def weight_norm(network: nn.Module) -> float:
-    """Length of all trained weights of a network as one vector; it explodes where the learning rate is too high."""
-    return float(torch.stack(torch._foreach_norm([p for p in network.parameters() if p.requires_grad])).norm())
+def trained_weights(network: nn.Module) -> list[Tensor]:
+    """A copy of all weights that are trained: 30 MB of starnet_s4, 110 of ConvNeXtV2."""
+    return [p.detach().clone() for p in network.parameters() if p.requires_grad]
+
+
+@torch.no_grad()
+def weight_monitors(network: nn.Module, before: list[Tensor]) -> dict[str, float]:
+    """Length of all trained weights as one vector, and that of their change since `before` as a share of it.
+
+    The length explodes where the learning rate is too high; where it is too low the change is next to nothing.
+    """
+    after: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
+    length, change = (torch.stack(torch._foreach_norm(ts)).norm() for ts in (after, torch._foreach_sub(after, before)))
+    return {"weight_norm": float(length), "update_ratio": float(change / length.clamp_min(1e-12))}
 
 
 def memory_bytes(device: torch.device) -> int:

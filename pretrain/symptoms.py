@@ -82,6 +82,11 @@ class Figures:
         self.rank, self.rank_first = (
             next(x["rankme"] for x in lines if "rankme" in x) for lines in (recent[::-1], first)
         )
+        ratios = [line["update_ratio"] for line in (*first, *recent) if "update_ratio" in line]
+        self.moves = max(ratios) * total if ratios else math.inf
+        """How often the whole run would change the weights by their own length, at its quickest pace so far."""
+        self.head_alone = bool(recent[-1].get("backbone_frozen"))
+        """Whether, in a run from --init, the backbone does not learn yet."""
         self.momentum = min(line["ema_momentum"] for line in (*first, *recent))
         self.temperature, self.lr = recent[-1]["teacher_temperature"], recent[-1]["lr"]
 
@@ -193,6 +198,22 @@ def frozen(run: Figures) -> Verdict | None:
     )
 
 
+STILL = 0.01
+"""Share of the weights' length by which the whole run must move them, at the pace so far. At step 10, in the warm-up,
+sound runs were on their way to 0.2 (60 steps at 1e-3) and more; a learning rate of 1e-7 to 1e-4, 1e-5 to 0.014."""
+
+
+def still(run: Figures) -> Verdict | None:
+    """Weights that hardly move: known long before a trend is, as long as nothing can have been learnt."""
+    if run.moves > STILL or run.lost or run.head_alone or run.step > max(FEWEST, EARLY * run.total):
+        return None
+    return Verdict(
+        "not learning",
+        f"at this pace the whole run moves the weights by {run.moves:.2g} of their length (learning rate {run.lr:.2g})",
+        "raise --optim.lr, or --steps",
+    )
+
+
 STARVED = 0.25
 """Share of the time spent waiting for data. At most 0.11 with one worker on two cores that six runs shared."""
 
@@ -285,6 +306,7 @@ RULES = (
     uniform_collapse,
     rank_collapse,
     frozen,
+    still,
     forgetting,
     starved,
     learning,

@@ -33,7 +33,8 @@ from pretrain.monitors import (
     mean_entropies,
     memory_bytes,
     step_monitors,
-    weight_norm,
+    trained_weights,
+    weight_monitors,
 )
 from pretrain.rates import Rates, rates_at, set_rates
 from pretrain.student_teacher import Network, by_view, ema_update, micro_batches, parameter_groups, teacher_of
@@ -189,9 +190,10 @@ class Trainer:
             self._note_samples(batch.samples)
             torch.manual_seed(step_seed(config.seed, self.step, accelerator.process_index))
             rates = rates_at(config, self.step, self.total)
+            before = trained_weights(self.student) if self._is_measured() else None
             with self._buffers_restored_on_error(), compiler_mistakes(config.backbone):
                 result = self.train_step(batch.views, rates)
-            line = self._line(result, rates)
+            line = self._line(result, rates, before)
             now = time.perf_counter()
             line |= {"images_per_s": config.data.batch_size / (now - began), "data_wait": waited / (now - began)}
             self.step += 1
@@ -215,8 +217,8 @@ class Trainer:
         if len(self.bad_samples) > self.config.data.bad_samples:
             raise BadSamplesError(f"{len(self.bad_samples)} samples could not be read by step {self.step}")
 
-    def _line(self, result: dict[str, Tensor], rates: Rates) -> dict[str, Any]:
-        """What is logged of a step."""
+    def _line(self, result: dict[str, Tensor], rates: Rates, before: list[Tensor] | None) -> dict[str, Any]:
+        """What is logged of a step; with the weights from `before` it, what is not measured at each."""
         measured = dict(zip(MEASURED, result["measured"].tolist(), strict=True))
         line = {
             "step": self.step,
@@ -227,12 +229,15 @@ class Trainer:
             "loss_over_ln_k": measured["loss"] / math.log(self.config.method.prototypes),
             **rates._asdict(),
         }
-        if self.step % MONITOR_EVERY == 0 or self.step == self.total - 1:
+        if before:
             line |= feature_monitors(self.accelerator.gather(result["features"]))  # of the global batch
             line["center_norm"] = float(self.center.norm())
-            line["weight_norm"] = weight_norm(self.student)
+            line |= weight_monitors(self.student, before)
             line["memory_gb"] = memory_bytes(self.accelerator.device) / 1e9
         return line
+
+    def _is_measured(self) -> bool:
+        return self.step % MONITOR_EVERY == 0 or self.step == self.total - 1
 
     def _is_checkpoint(self) -> bool:
         every = self.config.checkpoint_every, self.config.milestone_every

@@ -24,7 +24,7 @@ from pretrain.monitors import (
     memory_bytes,
     rankme,
     step_monitors,
-    weight_norm,
+    weight_monitors,
 )
 from pretrain.rates import rates_at
 from pretrain.schedules import cosine, ramp, warmup_cosine
@@ -323,7 +323,9 @@ def test_the_length_of_the_weights_is_of_those_that_are_trained():
     with torch.no_grad():
         network.proj_head.last_layer.weight_g.fill_(1e3)  # fixed
     trained = np.concatenate([p.detach().double().numpy().ravel() for p in network.parameters() if p.requires_grad])
-    assert weight_norm(network) == pytest.approx(np.linalg.norm(trained), rel=1e-6)
+    doubled = [2 * p.detach() for p in network.parameters() if p.requires_grad]
+    found = weight_monitors(network, doubled)
+    assert found == {"weight_norm": pytest.approx(np.linalg.norm(trained), rel=1e-6), "update_ratio": pytest.approx(1)}
 
 
 def test_memory_on_a_cpu_is_of_the_process_and_its_children():

@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 from augment.config import ViewConfig
 from pretrain.config import Config, DataConfig, MethodConfig, OptimConfig
 from pretrain.heads import proj_head
+from pretrain.monitors import MONITOR_EVERY, trained_weights
 from pretrain.rates import rates_at
 from pretrain.student_teacher import Network, teacher_of
 from pretrain.trainer import Trainer
@@ -264,18 +265,24 @@ def test_what_a_line_says_of_the_networks_is_that_of_its_step(monkeypatch):
     trainer.stream = SimpleNamespace(sets=["a", "b"])
     trainer.samples = torch.ones(BATCH, 4, dtype=torch.int64)
     reference, views = Reference(trainer.student, trainer.config), drawn_views(np.random.default_rng(0))
+    trained = lambda: np.concatenate(  # noqa: E731
+        [p.detach().double().numpy().ravel() for p in reference.student.parameters() if p.requires_grad]
+    )
+    began, before = trained(), trained_weights(trainer.student)
     reference.step(0, views)
     rates = rates_at(trainer.config, 0, STEPS)
     result = trainer.train_step(views, rates)
-    lines = {}
-    for trainer.step in (0, 1, STEPS - 1):
-        lines[trainer.step] = trainer._line(result, rates)
-    line = lines[0]
-    trained = [p.detach().numpy().ravel() for p in reference.student.parameters() if p.requires_grad]
+    measured = []
+    for trainer.step in range(STEPS):
+        measured += [trainer.step] * trainer._is_measured()
+    assert measured == [*range(0, STEPS, MONITOR_EVERY), STEPS - 1]
+    line, unmeasured = trainer._line(result, rates, before), trainer._line(result, rates, None)
+    moved = np.linalg.norm(trained() - began) / np.linalg.norm(trained())
+    assert line["update_ratio"] == pytest.approx(moved, rel=1e-3)
     assert line["center_norm"] == pytest.approx(np.linalg.norm(reference.center), rel=1e-5)
-    assert line["weight_norm"] == pytest.approx(np.linalg.norm(np.concatenate(trained)), rel=1e-5)
+    assert line["weight_norm"] == pytest.approx(np.linalg.norm(trained()), rel=1e-5)
     this = psutil.Process()
     own, below = this.memory_info().rss, sum(child.memory_info().rss for child in this.children())  # of other tests
     assert 0.7 * own < line["memory_gb"] * 1e9 < 1.3 * (own + below)
-    assert lines[STEPS - 1].keys() == line.keys() >= {"rankme", "feature_std"}
-    assert line.keys() - lines[1].keys() == {"rankme", "feature_std", "center_norm", "weight_norm", "memory_gb"}
+    seldom = {"rankme", "feature_std", "center_norm", "weight_norm", "update_ratio", "memory_gb"}
+    assert line.keys() - unmeasured.keys() == seldom

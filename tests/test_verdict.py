@@ -36,6 +36,7 @@ def lines(steps: int, k: int = 256, seed: int = 0, noise: float = 0.01, **curves
         "target_mean_entropy": lambda t: ln_k,
         "rankme": lambda t: 40 + t,
         "weight_norm": lambda t: 50 + t,
+        "update_ratio": lambda t: 1e-3,
         "gradient_norm": lambda t: 1.0,
         "ema_momentum": lambda t: 0.99,
         "teacher_temperature": lambda t: 0.02,
@@ -49,7 +50,7 @@ def lines(steps: int, k: int = 256, seed: int = 0, noise: float = 0.01, **curves
         line["loss"] += rng.gauss(0, noise * ln_k)
         line["loss_over_ln_k"] = line["loss"] / ln_k
         if step % MONITOR_EVERY:
-            del line["rankme"], line["weight_norm"]
+            del line["rankme"], line["weight_norm"], line["update_ratio"]
         yield line
 
 
@@ -130,6 +131,21 @@ def test_a_student_that_still_gains_is_no_alarm_before_it_has_learnt_anything():
     assert {verdict.name for _, verdict in found} == {"learning"}
     level = {"loss": lambda t: math.log(256) * 1.02}
     assert verdicts(lines(100, noise=0.002, **level), total=1000)[0][1].name == "not learning"
+
+
+def test_weights_that_do_not_move_are_told_at_once_in_a_run_of_any_length():
+    level = {"loss": lambda t: 1.01 * math.log(256), "update_ratio": lambda t: 1e-9}
+    for total in (11, 300, 100_000):
+        step, verdict = verdicts(lines(11, **level), total)[0]
+        assert (step, verdict.name) == (10, "not learning")
+        assert f"moves the weights by {1e-9 * total:.2g} of their length" in verdict.evidence
+    head_alone = lines(21, **level, backbone_frozen=lambda t: t < 0.2)
+    assert [step for step, _ in verdicts(head_alone)] == [20]
+    for moving in (lambda t: 1.01 * 0.01 / TOTAL, lambda t: 1e-3 if t == 0 else 1e-9):
+        assert verdicts(lines(41, **level | {"update_ratio": moving})) == []
+    sound = lines(1000, update_ratio=lambda t: 1e-3 if t < 1 else 1e-9)  # as at the end of its schedule
+    assert {verdict.name for _, verdict in verdicts(sound)} == {"learning"}
+    assert verdicts([line | {"step": line["step"] + 5000} for line in lines(41, **level)]) == []  # its metrics are lost
 
 
 @pytest.mark.parametrize("count", [2, 3, 20, 51])
@@ -270,7 +286,8 @@ FEW = ["--method.prototypes", 2, "--method.koleo", 0, "--method.ema_start", 0.9,
         ("diverging", 41, ["--optim.lr", 0.1]),
         ("diverging", 41, [*VIT, "--optim.lr", 0.1]),
         ("not learning", 11, ["--method.ema_start", 1]),
-        ("not learning", 91, [*VIT, "--optim.lr", 1e-7]),
+        ("not learning", 11, ["--optim.lr", 1e-7]),
+        ("not learning", 91, [*VIT, "--optim.lr", 1e-5]),
     ],
 )
 def test_a_run_that_is_spoilt_is_told_what_spoils_it_in_its_first_5_percent(name, steps, options, phantom):
