@@ -39,6 +39,7 @@ PLOTS = (
     Plot("learning rate (× 1/1000)", (("lr", ""),), factor=1000),
     Plot("gradient norm", (("gradient_norm", ""),), "spikes are clipped; steady growth is divergence", True),
     Plot("length of the weights", (("weight_norm", ""),), "growth by a quarter within 50 steps is divergence"),
+    Plot("change of the weights in a step", (("update_ratio", ""),), "as a share of their length", True),
     Plot("feature spread (0 to 1)", (("feature_std", ""),), "0: all alike; 1: as far apart as random directions"),
     Plot("KoLeo", (("koleo", ""),), "log distance to the nearest other image, negated: falls as features spread"),
     Plot("length of the center", (("center_norm", ""),), "moving mean of the teacher's logits; growth: they drift"),
@@ -48,7 +49,12 @@ PLOTS = (
     Plot("memory (GB)", (("memory_gb", ""),), "the main process and, on CPUs, its data workers"),
 )
 COLOURS = ("var(--accent)", "#c8641e", "#4c9a52", "#a05fb4")
-BASELINES = {"knn_before": "random weights", "knn_pixels": "raw pixels", "knn_size": "crop size"}
+BASELINES = {
+    "knn_before": "random weights",
+    "knn_pixels": "raw pixels",
+    "knn_size": "crop size",
+    "knn_start": "weights of --init",
+}
 INK = ("#1f5f8b", "#c8641e", "#4c9a52", "#a05fb4")
 """The same on white."""
 POINTS = 300
@@ -92,7 +98,7 @@ def draw_curves(lines: Sequence[Line], path: Path) -> None:
         axes.set_visible(True)
         for (words, points), colour in zip(curves, INK, strict=False):
             axes.plot(*points, ".-" if points.shape[1] < 30 else "-", linewidth=1.2, color=colour, label=words)
-        for (words, level), style in zip(levels.items(), ("--", "-.", ":"), strict=False):
+        for (words, level), style in zip(levels.items(), ("--", "-.", ":", (0, (6, 2, 1, 2, 1, 2))), strict=False):
             axes.axhline(level, linestyle=style, linewidth=1, color="0.5", label=words)
         if plot.logarithmic:
             axes.set_yscale("log")
@@ -138,7 +144,7 @@ def _figure(plot: Plot, curves: list[tuple[str, np.ndarray]], levels: dict[str, 
         if step == round(step):
             drawn += f'<text x="{float(x(np.array(step))):.1f}" y="{HEIGHT - 4}" text-anchor="middle">{step:g}</text>'
     for i, level in enumerate(levels.values()):
-        at, dashes = float(y(np.array(level))), ("6 4", "6 3 1 3", "2 3")[i % 3]
+        at, dashes = float(y(np.array(level))), ("6 4", "6 3 1 3", "2 3", "12 3")[i % 4]
         drawn += f'<line x1="{LEFT}" x2="{WIDTH - 8}" y1="{at:.1f}" y2="{at:.1f}" stroke="var(--pale)"'
         drawn += f' stroke-dasharray="{dashes}"/>'
     for (_, points), colour in zip(curves, COLOURS, strict=False):

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from augment import stacked
 from data_shards.stream import ShardError, ShardSet
+from pretrain.backbones import Backbone
 from pretrain.batchnorm import exported
 from pretrain.config import Config
 from pretrain.evaluate import (
@@ -54,7 +55,8 @@ class TrainingKnn:
 
     `earlier` are the lines from before, and `kept` is the step of the weights that are kept, 0 for none: with them the
     best score, the baselines and the interval outlive the process. A best score whose weights are gone, as after
-    `--resume` from an earlier checkpoint, counts for nothing.
+    `--resume` from an earlier checkpoint, counts for nothing. In a run from `--init` the best must know more than the
+    backbone that it began with, which `start` gives (None for another run, or where its file is gone).
     """
 
     def __init__(
@@ -64,11 +66,12 @@ class TrainingKnn:
         labelled: Sequence[ShardSet],
         calibration: Callable[[], np.ndarray],
         keep: Callable[[Network, dict[str, Any]], None],
+        start: Callable[[], Backbone | None],
         earlier: Iterable[Line],
         kept: int,
     ) -> None:
         self.config, self.trainer, self._labelled = config, trainer, labelled
-        self._calibration, self._keep = calibration, keep
+        self._calibration, self._keep, self._start = calibration, keep, start
         self._of = _identity(config, labelled)
         self._baselines: dict[str, float] = {}
         self._seconds: deque[float] = deque(maxlen=PROBE)
@@ -83,7 +86,7 @@ class TrainingKnn:
             if line.get("knn_of") == self._of:
                 if line["step"] + 1 == kept:
                     self.best = line["knn"]
-                self._baselines = {name: line[f"knn_{name}"] for name in BASELINES}
+                self._baselines = {name: line[f"knn_{name}"] for name in (*BASELINES, "start") if f"knn_{name}" in line}
 
     def take(self, line: Line) -> Line:
         """What is to be added to a step's line: its score if one is due, and the interval where it is decided."""
@@ -105,18 +108,16 @@ class TrainingKnn:
 
     def _score(self) -> Line:
         began, config = time.perf_counter(), self.config
-        crops, features = self._crops, {}
-        if not self._baselines:
-            device = self.trainer.accelerator.device
-            features = baseline_features(crops, untrained_features(config, crops.images, device))
+        crops = self._crops
+        features = {} if self._baselines else self._baseline_features()
         calibration, ready = self._calibration(), time.perf_counter()
         network = exported(self.trainer.teacher, calibration, config)
-        features["after"] = unit(embed(network.backbone, crops.images, config.mean, config.std, config.eval.batch_size))
+        features["after"] = self._features(network.backbone)
         everything = np.ones(len(crops.labels), bool)
         scores = knn_scores(crops, everything, features, config.eval.neighbours, config.eval.folds)
-        self._baselines = self._baselines or {name: scores[name] for name in BASELINES}
+        self._baselines = self._baselines or {name: scores[name] for name in features if name != "after"}
         scores = {"label": config.eval.label} | self._baselines | scores
-        if scores["after"] > self.best:
+        if scores["after"] > max(self.best, self._baselines.get("start", -math.inf)):
             try:
                 self._keep(network, {"knn": scores})
                 self.best = scores["after"]
@@ -126,6 +127,17 @@ class TrainingKnn:
         now = time.perf_counter()
         found = {"knn": scores["after"], **named, "knn_of": self._of, "knn_seconds": now - began}
         return found | self._seldomer(now - ready)
+
+    def _baseline_features(self) -> dict[str, np.ndarray]:
+        crops, device = self._crops, self.trainer.accelerator.device
+        features = baseline_features(crops, untrained_features(self.config, crops.images, device))
+        if (start := self._start()) is not None:
+            features["start"] = self._features(start.to(device))
+        return features
+
+    def _features(self, backbone: Backbone) -> np.ndarray:
+        config = self.config
+        return unit(embed(backbone, self._crops.images, config.mean, config.std, config.eval.batch_size))
 
     def _seldomer(self, seconds: float) -> Line:
         """The larger interval that a score of so many `seconds` asks for, where it is not the user's."""

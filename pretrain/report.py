@@ -91,7 +91,10 @@ def summary_rows(
         best = max(alike, key=lambda line: line["knn"])
         step = best["step"] + 1
         said = f"{best['knn']:.3f} at its best, after step {step}"
-        if kept is None or kept == step:
+        start = best.get("knn_start", -math.inf)
+        if best["knn"] <= start:
+            said += f", no more than the {start:.3f} of the weights of --init: none are kept as the best"
+        elif kept is None or kept == step:
             said += ", whose weights are kept (-best.pth)"
         elif kept:
             said += f"; the weights that are kept (-best.pth) are of step {kept}"
@@ -113,6 +116,11 @@ def summary_rows(
         *(
             [("", "so raw pixels tell no less: train longer, or on more crops")]
             if knn["after"] <= knn["pixels"]
+            else []
+        ),
+        *(
+            [("", "so the weights of --init tell no less: train longer, or at another --optim.init_lr")]
+            if knn["after"] <= knn.get("start", -math.inf)
             else []
         ),
         ("", f"balanced accuracy, {knn['crops']} crops of {knn['patients']} patients, neighbours from other patients"),

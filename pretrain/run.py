@@ -18,7 +18,7 @@ from pretrain.combined import load_combined
 from pretrain.config import Config, ConfigError
 from pretrain.facts import shareable
 from pretrain.identity import differences, extension_note, refuse_another_run
-from pretrain.initial import checksum_of, read_initial, start_from, starting_backbone
+from pretrain.initial import checksum_of, read_initial, start_from
 from pretrain.journal import Journal, read_metrics, whole
 from pretrain.knn import TrainingKnn
 from pretrain.precision import busy_note, resolve_precision, resolve_threads
@@ -265,11 +265,11 @@ class Run:
         earlier = read_metrics(self.folder.metrics, b'"knn')
         saving = self.saving
         calibration = lambda: saving.calibration_crops  # noqa: E731
-        kept = self.folder.best_step()
-        return TrainingKnn(self.config, self.trainer, self.labelled, calibration, saving.keep_best, earlier, kept)
+        kept, given = self.folder.best_step(), (calibration, saving.keep_best, saving.starting_backbone)
+        return TrainingKnn(self.config, self.trainer, self.labelled, *given, earlier, kept)
 
     def _knn(self, trained: Backbone) -> dict[str, Any]:
-        start = starting_backbone(self.config, self.init, lambda: self.saving.calibration_crops)
+        start = self.saving.starting_backbone()
         if self.config.init and start is None:
             self.say(f"{self.config.init} is no longer what the run began with, so it is not scored")
         return knn_of_run(self.config, trained, self.labelled, self.sets, self.say, start)

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from data_shards.stream import ShardSet
+from pretrain.backbones import Backbone
 from pretrain.batchnorm import calibration_crops, exported
 from pretrain.checkpoint import save_resume
 from pretrain.combined import save_combined
@@ -18,6 +19,7 @@ from pretrain.config import Config, ConfigError
 from pretrain.environment import environment
 from pretrain.facts import weights_facts, write_facts
 from pretrain.identity import circumstances, identity
+from pretrain.initial import starting_backbone
 from pretrain.journal import Journal
 from pretrain.precision import Precision
 from pretrain.run_folder import RunFolder
@@ -121,6 +123,10 @@ class Saving:
         """The training crops that BatchNorm's buffers are measured on before an export."""
         config = self.config
         return calibration_crops(self.trainer.stream, config.views.global_size, config.data.bad_samples > 0)
+
+    def starting_backbone(self) -> Backbone | None:
+        """The backbone that the run began with; None where it began anew, or its file is gone or another by now."""
+        return starting_backbone(self.config, self.init, lambda: self.calibration_crops)
 
     @property
     def _device(self) -> torch.device:

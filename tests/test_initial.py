@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from processes import smoke
+from processes import logged, smoke
 from safetensors.torch import save_file
 
 from augment.config import ViewConfig
@@ -181,13 +181,17 @@ def test_a_run_from_weights_keeps_what_they_know_and_continues_without_them(tmp_
     for name in ("begun.pth", "begun.json"):
         shutil.copy(begun / name, start.parent)
     common += ["--method.prototypes", "auto"]
-    printed = smoke(out, shards, *common, "--init", start, "--steps", 10)
+    printed = smoke(out, shards, *common, "--init", start, "--steps", 10, "--eval.every", 5)
     assert "starting from begun.pth" in printed
     assert "64x48 px, (pixel / white - 0.5) / 0.25: stated in" in printed
     facts = json.loads((out / "run.json").read_text())
     knn = facts["scores"]["knn"]
     assert knn["start"] == json.loads((begun / "begun.json").read_text())["scores"]["knn"]["after"]
     assert knn["after"] >= knn["start"] - 0.05  # one crop in twenty
+    assert ("the weights of --init tell no less" in printed) == (knn["after"] <= knn["start"])
+    scored = [line for line in logged(out) if "knn" in line]
+    (on_the_way,) = {line["knn_start"] for line in scored}
+    assert (out / "run-best.pth").exists() == (max(line["knn"] for line in scored) > on_the_way)
     assert str(tmp_path) not in json.dumps(facts)
     assert yaml.safe_load((out / "config.yaml").read_text())["init"] == str(start)
 

@@ -38,10 +38,10 @@ class Training:
         self.kept: list[tuple[float, torch.nn.Module]] = []
         self.lines: list[dict] = []
 
-    def knn(self, earlier=(), kept=0):
+    def knn(self, earlier=(), kept=0, start=None):
         crops = calibration_crops(self.trainer.stream, self.config.views.global_size)
         keep = lambda network, scores: self.kept.append((scores["knn"], network))  # noqa: E731
-        return TrainingKnn(self.config, self.trainer, self.labelled, lambda: crops, keep, earlier, kept)
+        return TrainingKnn(self.config, self.trainer, self.labelled, lambda: crops, keep, lambda: start, earlier, kept)
 
     def run(self, knn=None):
         def log(line):
@@ -88,6 +88,28 @@ def test_the_best_score_and_the_baselines_outlive_the_process(shards, monkeypatc
     assert first.knn(better).best == first.knn(better, kept=4).best == -np.inf  # its weights are gone
 
 
+def test_weights_of_init_must_be_beaten_to_be_the_best(shards, monkeypatch):
+    """Scored once, as they were before the first step, also where the process dies between two scores."""
+    plain = Training(shards, "--eval.every", "3")
+    plain.run(plain.knn())
+    *_, begun = plain.kept[-1]
+    best = max(line["knn"] for line in plain.lines if "knn" in line)
+    again = Training(shards, "--eval.every", "3")
+    again.run(again.knn(start=begun.backbone))
+    assert [line["knn_start"] for line in again.lines if "knn" in line] == [best, best]
+    assert [line["loss"] for line in again.lines] == [line["loss"] for line in plain.lines]
+    assert not again.kept
+
+    continued = Training(shards, "--eval.every", "3")
+    continued.run(continued.knn(again.lines))  # the file of --init is gone
+    assert [line["knn_start"] for line in continued.lines if "knn" in line] == [best, best]
+    assert not continued.kept
+    beaten = Training(shards, "--eval.every", "3")
+    beaten.run(beaten.knn([line | {"knn_start": best - 0.001} if "knn" in line else line for line in again.lines]))
+    assert beaten.kept[-1][0]["after"] == best
+    assert beaten.kept[-1][0]["start"] == best - 0.001
+
+
 class Clock:
     """Time that passes only where the test says so."""
 
@@ -114,7 +136,9 @@ def timed(shards, monkeypatch):
         monkeypatch.setattr(training.trainer, "total", total)
         keep = lambda *_: None  # noqa: E731
         crops = np.zeros((1024, 1, 1), np.uint8)
-        return TrainingKnn(training.config, training.trainer, training.labelled, lambda: crops, keep, (), 0)
+        return TrainingKnn(
+            training.config, training.trainer, training.labelled, lambda: crops, keep, lambda: None, (), 0
+        )
 
     return knn, clock
 

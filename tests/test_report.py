@@ -289,6 +289,9 @@ def test_the_best_is_among_scores_that_compare_with_the_last_and_is_kept_only_if
     assert said[None] == said[3] == f"{best}, whose weights are kept (-best.pth)"
     assert said[4] == f"{best}; the weights that are kept (-best.pth) are of step 4"
     assert said[0] == best
+    from_weights = [line | {"knn_start": 0.2} for line in lines]
+    rows = dict(summary_rows(from_weights, {}, 64, 0))
+    assert rows["k-NN on the way"].startswith(f"{best}, no more than the 0.200 of the weights of --init: none are kept")
 
 
 @pytest.mark.parametrize(("step", "moved"), [(2, True), (4, True), (5, False), (8, False)])
@@ -308,6 +311,12 @@ def test_a_best_of_later_steps_is_moved_aside_with_them(step, moved, stopped):
 def test_k_nn_that_raw_pixels_have_too_is_remarked(after, remark):
     rows = summary_rows(LINES, {"knn": KNN | {"after": after}}, 64)
     assert any("raw pixels tell no less" in words for _, words in rows) == remark
+
+
+@pytest.mark.parametrize(("after", "remark"), [(0.69, True), (0.7, True), (0.701, False)])
+def test_k_nn_that_the_weights_of_init_have_too_is_remarked(after, remark):
+    rows = summary_rows(LINES, {"knn": KNN | {"after": after, "start": 0.7}}, 64)
+    assert any("the weights of --init tell no less" in words for _, words in rows) == remark
 
 
 def test_a_map_of_crops_is_the_same_each_time_and_needs_no_label(crops):
