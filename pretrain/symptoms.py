@@ -69,7 +69,7 @@ class Figures:
         slope, deviation = fitted([x["target_mean_entropy"] - x["loss"] for x in recent])
         self.rising = slope > RISING * one * deviation
         """Whether the gain rises along the last lines."""
-        frozen, lost = bool(first[0].get("backbone_frozen")), first[0]["step"] > 0
+        frozen, lost = first[0].get("backbone_lr") == 0, first[0]["step"] > 0
         self.lost = lost
         """Whether its first lines are lost."""
         self.given = lost or frozen or gains_first[0] > 4 * one
@@ -85,7 +85,7 @@ class Figures:
         ratios = [line["update_ratio"] for line in (*first, *recent) if "update_ratio" in line]
         self.moves = max(ratios) * total if ratios else math.inf
         """How often the whole run would change the weights by their own length, at its quickest pace so far."""
-        self.head_alone = bool(recent[-1].get("backbone_frozen"))
+        self.head_alone = recent[-1].get("backbone_lr") == 0
         """Whether, in a run from --init, the backbone does not learn yet."""
         self.momentum = min(line["ema_momentum"] for line in (*first, *recent))
         self.temperature, self.lr = recent[-1]["teacher_temperature"], recent[-1]["lr"]

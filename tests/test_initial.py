@@ -64,10 +64,11 @@ def test_both_networks_start_from_any_form_with_its_head(form, begun, tmp_path):
 
 
 def test_the_head_learns_alone_at_first_and_all_of_it_slower(begun):
-    config = configuration(init="somewhere", optim=OptimConfig(lr=1e-3, init_lr=0.1, init_freeze=0.2))
+    config = configuration(init="somewhere", optim=OptimConfig(lr=1e-3, init_lr=0.1, init_freeze=0.2, warmup=0.1))
     rates, usual = ([rates_at(c, step, 20) for step in range(20)] for c in (config, replace(config, init=None)))
-    assert [r.backbone_frozen for r in rates] == [True] * 4 + [False] * 16
-    assert not any(r.backbone_frozen for r in usual)
+    assert [r.backbone_lr for r in rates][:6] == pytest.approx([0, 0, 0, 0, 5e-5, 1e-4])  # and warms up then
+    assert rates[-1].backbone_lr == rates[-1].lr == config.optim.lr_end
+    assert all(r.backbone_lr == r.lr for r in usual)
     assert max(r.lr for r in rates) == pytest.approx(0.1 * max(r.lr for r in usual)) == pytest.approx(1e-4)
 
     trainer = Trainer(config, Accelerator(cpu=True), range(100))

@@ -120,7 +120,7 @@ def test_weights_of_init_that_are_destroyed_are_told_at_once_and_level_ones_are_
     assert "weights that it began with are being lost" in verdict.evidence
     assert verdict.remedy.startswith("lower --optim.lr, or --optim.init_lr")
     flat = KNOWN | {"loss": lambda t: 0.5 * math.log(256)}
-    assert verdicts(lines(100, **flat)) == verdicts(lines(100, backbone_frozen=lambda t: 1.0, **flat)) == []
+    assert verdicts(lines(100, **flat)) == verdicts(lines(100, backbone_lr=lambda t: 0.0, **flat)) == []
     assert verdicts([line | {"step": line["step"] + 5000} for line in lines(100, **flat)]) == []  # its metrics are lost
 
 
@@ -139,7 +139,7 @@ def test_weights_that_do_not_move_are_told_at_once_in_a_run_of_any_length():
         step, verdict = verdicts(lines(11, **level), total)[0]
         assert (step, verdict.name) == (10, "not learning")
         assert f"moves the weights by {1e-9 * total:.2g} of their length" in verdict.evidence
-    head_alone = lines(21, **level, backbone_frozen=lambda t: t < 0.2)
+    head_alone = lines(21, **level, backbone_lr=lambda t: 1e-4 * (t >= 0.2))
     assert [step for step, _ in verdicts(head_alone)] == [20]
     for moving in (lambda t: 1.01 * 0.01 / TOTAL, lambda t: 1e-3 if t == 0 else 1e-9):
         assert verdicts(lines(41, **level | {"update_ratio": moving})) == []
@@ -157,7 +157,7 @@ def test_the_slope_is_that_of_least_squares(count):
 
 def test_weights_of_init_that_have_collapsed_are_told():
     flat = {"target_mean_entropy": lambda t: 0.01, "target_entropy": lambda t: 0.005, "loss": lambda t: 0.02}
-    made = [line | {"backbone_frozen": line["step"] < 20} for line in lines(30, noise=0, **flat)]
+    made = [line | {"backbone_lr": 1e-4 * (line["step"] >= 20)} for line in lines(30, noise=0, **flat)]
     assert verdicts(made)[0][1].name == "point collapse"
 
 
