@@ -109,12 +109,12 @@ class OptimConfig:
     recipes of minutes take 1e-3."""
     lr_end: float = 1e-6
     """Learning rate at the last step, as published."""
-    init_lr: float = 0.1
-    """Factor of the learning rate in a run that starts from `init`: at its full peak, weights that already know
-    something forget it."""
+    init_lr: float = 0.3
+    """Factor of the learning rate in a run that starts from `init`: weights that know something keep it, and learn more
+    than at 0.1 (docs/recipes.md); the full rate is for weights of the same crops."""
     init_freeze: float = 0.05
     """Share of a run that starts from `init` in which only the head learns: its gradients are large at first, since
-    views and targets are not those that it was trained with."""
+    views and targets are not those that it was trained with. The backbone's learning rate rises after it."""
     warmup: AutoFloat = 0.05
     """Share of the run over which the learning rate rises linearly; auto: of 12,500 steps, at most 0.1."""
     weight_decay: float = 0.04
