@@ -22,6 +22,9 @@ HARMLESS = (
     "data.cache", "data.cache_gb", "data.patience", "optim.gradient_checkpointing", "optim.compile",
 )  # fmt: skip
 
+OF_INIT = ("optim.init_lr", "optim.init_freeze")
+"""What changes nothing in a run that begins from random weights."""
+
 
 def identity(
     config: Config,
@@ -54,6 +57,8 @@ def refuse_another_run(path: Path, old: dict[str, Any], new: dict[str, Any]) -> 
     changed = differences(old, new)
     if old.get("total steps", 0) < new["total steps"]:
         changed.pop("total steps", None)
+    if old.get("init") is None and new["init"] is None:
+        changed = {name: values for name, values in changed.items() if name not in OF_INIT}
     if changed:
         raise ChangedError(
             f"{path} is of a run with other settings; give those again, or another --out, or --resume never to "

@@ -58,8 +58,15 @@ def read_initial(path: str) -> Initial:
 
 
 def checksum_of(path: str | None, kept: str | None) -> str | None:
-    """The checksum of the file that a continued run began from; `kept` where it is gone, None if none is named."""
-    return (_checksum(path) if Path(path).is_file() else kept) if path else None
+    """The checksum of the file that a continued run began from; `kept` where it is gone, None if none is named.
+
+    Raises CheckpointError if one is named that is not there, of a run that began from none.
+    """
+    if path is None or Path(path).is_file():
+        return _checksum(path) if path else None
+    if kept is None:
+        raise CheckpointError(f"no checkpoint at {path}, and the run that is continued began from random weights")
+    return kept
 
 
 def start_from(initial: Initial, config: Config, student: Network, teacher: Network) -> None:
@@ -84,7 +91,7 @@ def starting_backbone(config: Config, checksum: str | None, crops: Callable[[], 
 
     A resume checkpoint, which is not for users, is given the BatchNorm statistics of `crops` [N, H, W], as an export.
     """
-    if config.init is None or checksum_of(config.init, None) != checksum:
+    if config.init is None or not Path(config.init).is_file() or _checksum(config.init) != checksum:
         return None
     backbone = build_backbone(config.backbone)
     stored = read_combined(config.init)

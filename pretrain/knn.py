@@ -22,6 +22,7 @@ from augment import stacked
 from data_shards.stream import ShardError, ShardSet
 from pretrain.backbones import Backbone
 from pretrain.batchnorm import exported
+from pretrain.checkpoint import CheckpointError
 from pretrain.config import Config
 from pretrain.evaluate import (
     BASELINES,
@@ -109,13 +110,13 @@ class TrainingKnn:
     def _score(self) -> Line:
         began, config = time.perf_counter(), self.config
         crops = self._crops
-        features = {} if self._baselines else self._baseline_features()
+        features = self._baseline_features()
         calibration, ready = self._calibration(), time.perf_counter()
         network = exported(self.trainer.teacher, calibration, config)
         features["after"] = self._features(network.backbone)
         everything = np.ones(len(crops.labels), bool)
         scores = knn_scores(crops, everything, features, config.eval.neighbours, config.eval.folds)
-        self._baselines = self._baselines or {name: scores[name] for name in features if name != "after"}
+        self._baselines |= {name: scores[name] for name in features if name != "after"}
         scores = {"label": config.eval.label} | self._baselines | scores
         if scores["after"] > max(self.best, self._baselines.get("start", -math.inf)):
             try:
@@ -129,11 +130,20 @@ class TrainingKnn:
         return found | self._seldomer(now - ready)
 
     def _baseline_features(self) -> dict[str, np.ndarray]:
-        crops, device = self._crops, self.trainer.accelerator.device
-        features = baseline_features(crops, untrained_features(self.config, crops.images, device))
-        if (start := self._start()) is not None:
+        """What is known before training, [N, C] by name, as far as it is not scored yet."""
+        crops, device, features = self._crops, self.trainer.accelerator.device, {}
+        if not self._baselines:
+            features = baseline_features(crops, untrained_features(self.config, crops.images, device))
+        if "start" not in self._baselines and (start := self._starting_backbone()) is not None:
             features["start"] = self._features(start.to(device))
         return features
+
+    def _starting_backbone(self) -> Backbone | None:
+        try:
+            return self._start()
+        except (OSError, CheckpointError) as error:
+            tqdm.write(f"warning: the weights of --init are not scored: {error}")
+            return None
 
     def _features(self, backbone: Backbone) -> np.ndarray:
         config = self.config

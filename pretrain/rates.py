@@ -22,16 +22,16 @@ class Rates(NamedTuple):
 def rates_at(config: Config, step: int, total: int) -> Rates:
     """Every schedule at `step` of `total`: a pure function, so a resumed run needs only its step.
 
-    In a run from `init` the backbone's learning rate begins to rise when the head has learnt alone: Adam's first steps
-    are as long as the rate allows, whatever the gradients, and at its peak they undo what the weights know.
+    In a run from `init` the backbone's learning rate begins to rise when the head has learnt alone: at its peak at once
+    it undoes what the weights know (docs/recipes.md).
     """
     method, optim = config.method, config.optim
     temperatures = method.teacher_temperature_start, method.teacher_temperature
     peak = optim.lr * (optim.init_lr if config.init else 1)
-    head_alone, warmup = round(optim.init_freeze * total) if config.init else 0, round(optim.warmup * total)
+    head_alone = round(optim.init_freeze * total) if config.init else 0
 
     def lr(step: int, total: int) -> float:
-        return warmup_cosine(step, total, warmup, peak, optim.lr_end)
+        return warmup_cosine(step, total, round(optim.warmup * total), peak, optim.lr_end)
 
     return Rates(
         lr=lr(step, total),

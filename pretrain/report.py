@@ -93,7 +93,9 @@ def summary_rows(
         said = f"{best['knn']:.3f} at its best, after step {step}"
         start = best.get("knn_start", -math.inf)
         if best["knn"] <= start:
-            said += f", no more than the {start:.3f} of the weights of --init: none are kept as the best"
+            said += f", no more than the {start:.3f} of the weights of --init"
+        if best["knn"] <= start and not kept:
+            said += ": none are kept as the best"
         elif kept is None or kept == step:
             said += ", whose weights are kept (-best.pth)"
         elif kept:

@@ -69,7 +69,7 @@ class Figures:
         slope, deviation = fitted([x["target_mean_entropy"] - x["loss"] for x in recent])
         self.rising = slope > RISING * one * deviation
         """Whether the gain rises along the last lines."""
-        frozen, lost = first[0].get("backbone_lr") == 0, first[0]["step"] > 0
+        frozen, lost = head_alone(first[0]), first[0]["step"] > 0
         self.lost = lost
         """Whether its first lines are lost."""
         self.given = lost or frozen or gains_first[0] > 4 * one
@@ -82,11 +82,11 @@ class Figures:
         self.rank, self.rank_first = (
             next(x["rankme"] for x in lines if "rankme" in x) for lines in (recent[::-1], first)
         )
-        ratios = [line["update_ratio"] for line in (*first, *recent) if "update_ratio" in line]
+        ratios = [line["update_ratio"] for line in (*first, *recent) if "update_ratio" in line and not head_alone(line)]
         self.moves = max(ratios) * total if ratios else math.inf
         """How often the whole run would change the weights by their own length, at its quickest pace so far."""
-        self.head_alone = recent[-1].get("backbone_lr") == 0
-        """Whether, in a run from --init, the backbone does not learn yet."""
+        self.early = max(FEWEST, EARLY * total * (2 if frozen else 1))
+        """Step until which `still` may speak: a backbone that waits for its head moves only from 5 % of the run on."""
         self.momentum = min(line["ema_momentum"] for line in (*first, *recent))
         self.temperature, self.lr = recent[-1]["teacher_temperature"], recent[-1]["lr"]
 
@@ -198,19 +198,20 @@ def frozen(run: Figures) -> Verdict | None:
     )
 
 
-STILL = 0.01
-"""Share of the weights' length by which the whole run must move them, at the pace so far. At step 10, in the warm-up,
-sound runs were on their way to 0.2 (60 steps at 1e-3) and more; a learning rate of 1e-7 to 1e-4, 1e-5 to 0.014."""
+STILL = 1e-3
+"""Share of the weights' length by which the whole run must move them, at the pace so far: that of a warm-up, which in
+long runs is far below what follows. At step 10 sound runs were on their way to 0.2 (60 steps at 1e-3) and more; a
+learning rate of 1e-7 to 5e-5 and 1e-4, 1e-5 to 0.014."""
 
 
 def still(run: Figures) -> Verdict | None:
     """Weights that hardly move: known long before a trend is, as long as nothing can have been learnt."""
-    if run.moves > STILL or run.lost or run.head_alone or run.step > max(FEWEST, EARLY * run.total):
+    if run.moves > STILL or run.lost or run.step > run.early:
         return None
     return Verdict(
         "not learning",
         f"at this pace the whole run moves the weights by {run.moves:.2g} of their length (learning rate {run.lr:.2g})",
-        "raise --optim.lr, or --steps",
+        "raise --optim.lr (with --init also --optim.init_lr), or --steps",
     )
 
 
@@ -292,6 +293,11 @@ def fitted(values: Sequence[float]) -> tuple[float, float]:
     squares = max(count * (count**2 - 1) / 12, 1e-12)  # of the steps' distances from their mean
     slope = sum((step - (count - 1) / 2) * value for step, value in enumerate(values)) / squares
     return slope, 1 / math.sqrt(squares)
+
+
+def head_alone(line: Line) -> bool:
+    """Whether the backbone does not learn yet, in a run from --init; a learning rate of 0 is none of that."""
+    return bool(line.get("backbone_lr") == 0 < line["lr"])
 
 
 def change(lines: Sequence[Line], name: str) -> float:

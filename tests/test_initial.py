@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from augment.config import ViewConfig
 from pretrain.checkpoint import CheckpointError
 from pretrain.combined import save_combined
-from pretrain.config import Config, ConfigError, DataConfig, MethodConfig, OptimConfig
+from pretrain.config import ChangedError, Config, ConfigError, DataConfig, MethodConfig, OptimConfig
+from pretrain.identity import refuse_another_run
 from pretrain.initial import read_initial, start_from, starting_backbone
 from pretrain.rates import rates_at
 from pretrain.trainer import Trainer, build_networks
@@ -69,6 +70,10 @@ def test_the_head_learns_alone_at_first_and_all_of_it_slower(begun):
     assert [r.backbone_lr for r in rates][:6] == pytest.approx([0, 0, 0, 0, 5e-5, 1e-4])  # and warms up then
     assert rates[-1].backbone_lr == rates[-1].lr == config.optim.lr_end
     assert all(r.backbone_lr == r.lr for r in usual)
+    late = replace(config, optim=replace(config.optim, init_freeze=0.8, warmup=0.5))
+    assert [rates_at(late, step, 20).backbone_lr for step in range(15, 20)] == pytest.approx(
+        [0, 5e-5, 1e-4, 1e-4, 1e-6]
+    )
     assert max(r.lr for r in rates) == pytest.approx(0.1 * max(r.lr for r in usual)) == pytest.approx(1e-4)
 
     trainer = Trainer(config, Accelerator(cpu=True), range(100))
@@ -128,6 +133,15 @@ def test_the_start_is_scored_as_an_export_also_from_a_resume_checkpoint(begun, t
         changed = [k for k, v in found.state_dict().items() if not torch.equal(v, nested["backbone"][k])]
         assert any("running_mean" in key for key in changed) == calibrated
     assert starting_backbone(configuration(init=str(path)), "of another file", crops) is None
+
+
+def test_how_weights_are_started_from_makes_no_other_run_of_one_that_starts_from_none():
+    old, new = ({"optim.init_lr": rate, "optim.lr": 1e-3, "total steps": 9} for rate in (0.1, 0.3))
+    refuse_another_run(Path("x"), old, new | {"init": None})
+    with pytest.raises(ChangedError, match=r"optim\.init_lr +0\.1 +0\.3"):
+        refuse_another_run(Path("x"), old | {"init": "abc"}, new | {"init": "abc"})
+    with pytest.raises(ChangedError, match=r"optim\.lr +0\.001 +0\.002"):
+        refuse_another_run(Path("x"), old, new | {"init": None, "optim.lr": 2e-3})
 
 
 def test_a_file_that_is_not_there_is_one_line():
@@ -204,4 +218,7 @@ def test_a_run_from_weights_keeps_what_they_know_and_continues_without_them(tmp_
     assert "run with other settings" in smoke(out, shards, *common, "--init", moved, "--steps", 12, code=2)
     moved.unlink()
     assert "continuing from step 10" in smoke(out, shards, *common, "--init", moved, "--steps", 12)
+    begun_anew = tmp_path / "anew"
+    smoke(begun_anew, shards, *common, "--steps", 10)
+    assert "began from random weights" in smoke(begun_anew, shards, *common, "--init", moved, "--steps", 12, code=2)
     assert "start" not in json.loads((out / "run.json").read_text())["scores"]["knn"]

@@ -104,10 +104,26 @@ def test_weights_of_init_must_be_beaten_to_be_the_best(shards, monkeypatch):
     continued.run(continued.knn(again.lines))  # the file of --init is gone
     assert [line["knn_start"] for line in continued.lines if "knn" in line] == [best, best]
     assert not continued.kept
+    older = Training(shards, "--eval.every", "3")  # whose lines have the other baselines and not the start
+    older.run(older.knn(plain.lines, start=begun.backbone))
+    assert [line["knn_start"] for line in older.lines if "knn" in line] == [best, best]
+    assert not older.kept
     beaten = Training(shards, "--eval.every", "3")
     beaten.run(beaten.knn([line | {"knn_start": best - 0.001} if "knn" in line else line for line in again.lines]))
     assert beaten.kept[-1][0]["after"] == best
     assert beaten.kept[-1][0]["start"] == best - 0.001
+
+
+def test_weights_of_init_that_cannot_be_read_cost_a_warning_and_not_the_run(shards, capsys):
+    def lost():
+        raise OSError("stale file handle")
+
+    training = Training(shards, "--eval.every", "3")
+    knn = training.knn()
+    knn._start = lost
+    training.run(knn)
+    assert len(training.kept) > 0
+    assert "the weights of --init are not scored: stale file handle" in capsys.readouterr().out
 
 
 class Clock:

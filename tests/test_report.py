@@ -291,7 +291,11 @@ def test_the_best_is_among_scores_that_compare_with_the_last_and_is_kept_only_if
     assert said[0] == best
     from_weights = [line | {"knn_start": 0.2} for line in lines]
     rows = dict(summary_rows(from_weights, {}, 64, 0))
-    assert rows["k-NN on the way"].startswith(f"{best}, no more than the 0.200 of the weights of --init: none are kept")
+    assert (
+        rows["k-NN on the way"] == f"{best}, no more than the 0.200 of the weights of --init: none are kept as the best"
+    )
+    rows = dict(summary_rows(from_weights, {}, 64, 4))  # of another label
+    assert rows["k-NN on the way"].endswith("of --init; the weights that are kept (-best.pth) are of step 4")
 
 
 @pytest.mark.parametrize(("step", "moved"), [(2, True), (4, True), (5, False), (8, False)])

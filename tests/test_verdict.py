@@ -20,7 +20,7 @@ from pretrain.__main__ import read_command_line
 from pretrain.config import Config
 from pretrain.monitors import MONITOR_EVERY
 from pretrain.shards import phantom_shards
-from pretrain.symptoms import fitted
+from pretrain.symptoms import STILL, fitted
 from pretrain.trainer import Trainer
 from pretrain.verdict import Watch, judge, told
 
@@ -40,7 +40,7 @@ def lines(steps: int, k: int = 256, seed: int = 0, noise: float = 0.01, **curves
         "gradient_norm": lambda t: 1.0,
         "ema_momentum": lambda t: 0.99,
         "teacher_temperature": lambda t: 0.02,
-        "lr": lambda t: 1e-3 * t,
+        "lr": lambda t: 1e-5 + 1e-3 * t,
         "images_per_s": lambda t: 100.0,
         "data_wait": lambda t: 0.02,
     }
@@ -139,13 +139,24 @@ def test_weights_that_do_not_move_are_told_at_once_in_a_run_of_any_length():
         step, verdict = verdicts(lines(11, **level), total)[0]
         assert (step, verdict.name) == (10, "not learning")
         assert f"moves the weights by {1e-9 * total:.2g} of their length" in verdict.evidence
-    head_alone = lines(21, **level, backbone_lr=lambda t: 1e-4 * (t >= 0.2))
-    assert [step for step, _ in verdicts(head_alone)] == [20]
-    for moving in (lambda t: 1.01 * 0.01 / TOTAL, lambda t: 1e-3 if t == 0 else 1e-9):
-        assert verdicts(lines(41, **level | {"update_ratio": moving})) == []
-    sound = lines(1000, update_ratio=lambda t: 1e-3 if t < 1 else 1e-9)  # as at the end of its schedule
+    assert verdicts(lines(11, **level, backbone_lr=lambda t: 0.0, lr=lambda t: 0.0))[0][0] == 10
+    for share, alarms in ((0.99, True), (1.01, False)):
+        moving = {"update_ratio": lambda t, share=share: share * STILL / TOTAL}
+        assert bool(verdicts(lines(41, **level | moving))) == alarms
+    assert verdicts(lines(41, **level | {"update_ratio": lambda t: 1e-3 if t == 0 else 1e-9})) == []
+    sound = lines(1000, update_ratio=lambda t: 1e-3 if 0.05 < t < 1 else 1e-9)  # as at both ends of its schedule
     assert {verdict.name for _, verdict in verdicts(sound)} == {"learning"}
     assert verdicts([line | {"step": line["step"] + 5000} for line in lines(41, **level)]) == []  # its metrics are lost
+
+
+@pytest.mark.parametrize("total", [400, TOTAL, 2010])
+def test_a_backbone_that_waits_for_its_head_is_told_that_it_does_not_move_when_it_should(total):
+    """At the default the head learns alone for 5 % of the run, where it alone moves."""
+    begins = round(0.05 * total)
+    waiting = {"backbone_lr": lambda t: 1e-8 * (t >= begins / 100), "loss": lambda t: 0.5 * math.log(256)}
+    ratio = {"update_ratio": lambda t: 1e-9 if t >= begins / 100 else 1e-3}
+    first = verdicts(lines(300, **KNOWN | waiting | ratio), total)[0]
+    assert (first[0], first[1].name) == (math.ceil(begins / MONITOR_EVERY) * MONITOR_EVERY, "not learning")
 
 
 @pytest.mark.parametrize("count", [2, 3, 20, 51])
