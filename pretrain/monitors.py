@@ -1,4 +1,4 @@
-"""What tells learning from collapse: read together, not one by one (pretrain/symptoms.py reads them)."""
+"""What tells learning from collapse: read together, not one by one (pretrain/figures.py reads them)."""
 
 import psutil
 import torch

@@ -3,8 +3,9 @@
 from collections import deque
 from collections.abc import Iterable, Sequence
 
+from pretrain.figures import BEGIN, RECENT, Figures, Line, change
 from pretrain.monitors import MONITOR_EVERY
-from pretrain.symptoms import BEGIN, RECENT, RULES, Figures, Line, Verdict, change
+from pretrain.symptoms import RULES, Verdict
 
 READ = (
     *("loss", "loss_over_ln_k", "target_entropy", "target_mean_entropy", "gradient_norm", "images_per_s", "data_wait"),

@@ -18,9 +18,10 @@ from processes import FORKED, LAUNCHED, logged, run
 from data_shards.stream import ShardSet, Stream
 from pretrain.__main__ import read_command_line
 from pretrain.config import Config
+from pretrain.figures import fitted
 from pretrain.monitors import MONITOR_EVERY
 from pretrain.shards import phantom_shards
-from pretrain.symptoms import STILL, fitted
+from pretrain.symptoms import STILL
 from pretrain.trainer import Trainer
 from pretrain.verdict import Watch, judge, told
 
