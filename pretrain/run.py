@@ -29,8 +29,9 @@ from pretrain.saving import Saving
 from pretrain.scores import knn_of_run, labelled_sets
 from pretrain.shards import open_sets, phantom_shards, shard_cache
 from pretrain.stop import launcher_is_gone
+from pretrain.student_teacher import view_sizes
 from pretrain.trackers import Trackers
-from pretrain.trainer import BadSamplesError, NonFiniteError, Trainer, view_sizes
+from pretrain.trainer import BadSamplesError, NonFiniteError, Trainer
 from pretrain.verdict import told
 from pretrain.watchdog import Watchdog
 

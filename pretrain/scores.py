@@ -23,7 +23,7 @@ from pretrain.evaluate import (
     patients_unknown,
     unit,
 )
-from pretrain.trainer import build_networks
+from pretrain.student_teacher import build_networks
 
 MOST = 20_000
 """Held-out crops scored at the end: an error of 0.003 at most, and 3 GB of views of 320 x 240 with their neighbours."""

@@ -18,12 +18,10 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from data_shards.stream import Stream
-from pretrain.backbones import check_width_for_bf16, fitting_backbone, freeze_unused, release_of
+from pretrain.backbones import check_width_for_bf16
 from pretrain.batches import Batch, SampleRecord, normalised, view_batches
 from pretrain.compiled import compile_passes, compiler_mistakes
 from pretrain.config import Config
-from pretrain.depthwise import speed_up
-from pretrain.heads import proj_head
 from pretrain.loss import centered_targets, dino_loss, koleo_loss, sinkhorn_targets, updated_center
 from pretrain.monitors import (
     MEAN_MONITORS,
@@ -37,7 +35,14 @@ from pretrain.monitors import (
     weight_monitors,
 )
 from pretrain.rates import Rates, rates_at, set_rates
-from pretrain.student_teacher import Network, by_view, ema_update, micro_batches, parameter_groups, teacher_of
+from pretrain.student_teacher import (
+    build_networks,
+    by_view,
+    ema_update,
+    micro_batches,
+    parameter_groups,
+    view_sizes,
+)
 
 MEASURED = ("loss", "koleo", "gradient_norm", *VIEW_MONITORS, *MEAN_MONITORS)  # of each step, over all ranks
 
@@ -48,27 +53,6 @@ class NonFiniteError(ArithmeticError):
 
 class BadSamplesError(ValueError):
     """More samples cannot be read than the run allows."""
-
-
-def build_networks(config: Config) -> tuple[Network, Network]:
-    """Student and teacher with equal weights, a pure function of the seed (the same on every rank)."""
-    torch.manual_seed(config.seed)
-    backbone = fitting_backbone(config.backbone, view_sizes(config))
-    if not release_of(config.backbone):
-        freeze_unused(backbone, config.views.global_size)
-    speed_up(backbone)
-    head = proj_head(backbone.num_features, config.method.prototypes)
-    student = Network(backbone, head)
-    student = student.to(memory_format=torch.channels_last).train()  # 0.6 to 1.0 of a convnet's seconds on a CPU
-    teacher = teacher_of(student)
-    if config.optim.gradient_checkpointing:
-        backbone.checkpoint_gradients(config.backbone)
-    return student, teacher
-
-
-def view_sizes(config: Config) -> list[tuple[int, int]]:
-    """(H, W) of the views in px: global, and local where there are such."""
-    return [config.views.global_size] + [config.views.local_size] * bool(config.views.local_count)
 
 
 class Trainer:

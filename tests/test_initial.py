@@ -22,7 +22,8 @@ from pretrain.config import ChangedError, Config, ConfigError, DataConfig, Metho
 from pretrain.identity import refuse_another_run
 from pretrain.initial import read_initial, start_from, starting_backbone
 from pretrain.rates import rates_at
-from pretrain.trainer import Trainer, build_networks
+from pretrain.student_teacher import build_networks
+from pretrain.trainer import Trainer
 
 TINY = "test_resnet"  # of timm's own test models
 
