@@ -1,6 +1,7 @@
 """The common shape of annotations, whatever their format: a file, and its rows, each a box on a radiograph."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from data_shards.inventory import Entry
@@ -19,6 +20,7 @@ class Row(NamedTuple):
     `number` tells the rows of a file apart; `image` is what the row calls its radiograph (empty: the one beside the
     file); `corners` are pixels, or shares of the sides if `relative`; `labels` are texts as the file has them, or a
     whole number where it has a class's number without its name; `stated` is the image's width and height, if told.
+    `turned` marks the bounding rectangle of a rotated box.
     """
 
     number: int
@@ -28,14 +30,16 @@ class Row(NamedTuple):
     relative: bool = False
     stated: tuple[int, int] | None = None
     reason: str = ""
+    turned: bool = False
 
 
 class Annotation(NamedTuple):
     """A file of a known format.
 
     `rows` goes through it and may raise FormatError; `single` says that it is about one image, which may be the one
-    beside it; `scope` names the list that its classes belong to and `listed` are that list's names, used or not;
-    `lists` is the file that holds them, where that is another.
+    beside it, and `part` that further files may be about the same image; `scope` names the list that its classes
+    belong to and `listed` are that list's names, used or not; `lists` is the file that holds them, where that is
+    another.
     """
 
     kind: str
@@ -45,6 +49,39 @@ class Annotation(NamedTuple):
     scope: str
     listed: Collection[str] = ()
     lists: Entry | None = None
+    part: bool = False
+
+
+def bounds(points: Iterable[Sequence[float]]) -> Corners | None:
+    """Return the bounding box of points (x, y); None where they bound no area.
+
+    Raise ValueError or TypeError where they are no numbers.
+    """
+    xs, ys = [], []
+    for x, y, *_ in points:
+        xs.append(float(x))
+        ys.append(float(y))
+    if len(set(xs)) < 2 or len(set(ys)) < 2:
+        return None
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def turned_bounds(box: Corners, degrees: float, around: tuple[float, float] | None = None) -> Corners:
+    """Return the bounding box of a box that is turned clockwise around a point, its centre if none is given."""
+    x0, y0, x1, y1 = box
+    cx, cy = around or ((x0 + x1) / 2, (y0 + y1) / 2)
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    corners = [(x - cx, y - cy) for x in (x0, x1) for y in (y0, y1)]
+    xs = [cx + x * cos - y * sin for x, y in corners]
+    ys = [cy + x * sin + y * cos for x, y in corners]
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def ellipse_bounds(centre: tuple[float, float], radii: tuple[float, float], radians: float = 0.0) -> Corners:
+    """Return the bounding box of an ellipse whose radii are turned by an angle."""
+    cos, sin = math.cos(radians), math.sin(radians)
+    dx, dy = math.hypot(radii[0] * cos, radii[1] * sin), math.hypot(radii[0] * sin, radii[1] * cos)
+    return centre[0] - dx, centre[1] - dy, centre[0] + dx, centre[1] + dy
 
 
 def in_shares(coordinates: Collection[float]) -> bool:

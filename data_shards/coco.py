@@ -2,52 +2,51 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 from data_shards.annotation import Annotation, Corners, FormatError, Row, stated_size
 from data_shards.inventory import Text
+from data_shards.labels import labels_from
+from data_shards.markup import mapping, objects, parse_json
 
 _KEYS = re.compile(r'"(images|annotations)"\s*:\s*\[')
 _DENTEX = ("quadrant", "enumeration", "disease")
 """What `category_id_1`, `_2` and `_3` of DENTEX (arXiv 2305.19112) count."""
 
 
-def read_coco(text: Text) -> Annotation | None:
+def read_coco(text: Text, asked: Collection[str]) -> Annotation | None:
     """The COCO file in a text; None where it does not have both lists."""
     if text.text.lstrip()[:1] != "{" or {m[1] for m in _KEYS.finditer(text.text)} != {"images", "annotations"}:
         return None
     names = _names_in(text.text)
-    return Annotation("coco", text.entry, partial(_rows, text.text), False, text.entry.file, names)
+    return Annotation("coco", text.entry, partial(_rows, text.text, asked), False, text.entry.file, names)
 
 
-def _rows(text: str) -> Iterator[Row]:
+def _rows(text: str, asked: Collection[str]) -> Iterator[Row]:
     """A row an annotation, numbered by its place in the list."""
     document = _parsed(text)
-    images: dict[object, Mapping[str, Any] | None] = {}
-    for image in _objects(document, "images"):
-        if _is_id(image.get("id")):
-            images[image["id"]] = None if image["id"] in images else image
+    images = _by_id((image.get("id"), image) for image in objects(document.get("images")))
     names = {key: _names(document, key) for key in ("categories", *(f"categories_{n}" for n in (1, 2, 3)))}
     for number, annotation in enumerate(document["annotations"]):
-        yield _row(number, annotation, images, names)
+        yield _row(number, annotation, images, names, asked)
 
 
 def _row(
     number: int,
     annotation: object,
     images: Mapping[object, Mapping[str, Any] | None],
-    names: Mapping[str, Mapping[object, str]],
+    names: Mapping[str, Mapping[object, str | None]],
+    asked: Collection[str],
 ) -> Row:
     if not isinstance(annotation, dict):
         return Row(number, reason="an annotation that is no object")
-    id_ = annotation.get("image_id")
-    image = images.get(id_) if _is_id(id_) else None
+    image = _of_id(images, annotation.get("image_id"))
     if image is None or not isinstance(image.get("file_name"), str) or not image["file_name"].strip():
         return Row(number, reason="its image_id is that of no image, or of several")
     stated = stated_size(image.get("width"), image.get("height"))
-    labels, name = _labels(annotation, names), image["file_name"]
+    labels, name = _labels(annotation, names, asked), image["file_name"]
     if annotation.get("iscrowd") in (1, True):
         return Row(number, labels=labels, image=name, reason="a crowd (iscrowd), which is no single tooth")
     try:
@@ -61,10 +60,11 @@ def _row(
 
 def _corners(annotation: Mapping[str, Any]) -> Corners | None:
     """From `bbox` (x, y, width, height); where that is absent, from `segmentation`: polygons or a run-length mask."""
+    outline = annotation.get("segmentation")
     if box := annotation.get("bbox"):
         x, y, w, h = (float(v) for v in box)
-        return x, y, x + w, y + h
-    outline = annotation.get("segmentation")
+        if (w and h) or not outline:
+            return x, y, x + w, y + h
     if isinstance(outline, dict):
         return _run_corners(outline)
     if not outline:
@@ -114,14 +114,16 @@ def _unpacked(text: str) -> list[int]:
     return counts
 
 
-def _labels(annotation: Mapping[str, Any], names: Mapping[str, Mapping[object, str]]) -> dict[str, str | int]:
-    labels: dict[str, str | int] = {}
+def _labels(
+    annotation: Mapping[str, Any], names: Mapping[str, Mapping[object, str | None]], asked: Collection[str]
+) -> dict[str, str | int]:
+    labels = labels_from("", mapping(annotation.get("attributes")), asked)  # as CVAT writes them
     if _is_id(id_ := annotation.get("category_id")):
-        labels["class"] = names["categories"].get(id_, id_)
+        labels["class"] = _of_id(names["categories"], id_) or id_
     parts: dict[str, str | int] = {}
     for n, part in enumerate(_DENTEX, 1):
         if _is_id(id_ := annotation.get(f"category_id_{n}")):
-            parts[part] = names[f"categories_{n}"].get(id_, id_)
+            parts[part] = _of_id(names[f"categories_{n}"], id_) or id_
     quadrant, place = (_counted(parts.get(part)) for part in _DENTEX[:2])
     if 1 <= quadrant <= 4 and 1 <= place <= 8:
         labels["fdi"] = f"{quadrant}{place}"
@@ -139,12 +141,12 @@ def _counted(part: object) -> int:
     return int(part) if isinstance(part, str) and re.fullmatch("[1-8]", part.strip()) else 0
 
 
-def _names(document: Mapping[str, Any], key: str) -> dict[object, str]:
-    return {
-        category["id"]: str(category["name"])
-        for category in _objects(document, key)
-        if _is_id(category.get("id")) and isinstance(category.get("name"), (str, int))
-    }
+def _names(document: Mapping[str, Any], key: str) -> dict[object, str | None]:
+    return _by_id(
+        (category.get("id"), str(category["name"]))
+        for category in objects(document.get(key))
+        if isinstance(category.get("name"), (str, int))
+    )
 
 
 def _names_in(text: str) -> tuple[str, ...]:
@@ -157,19 +159,31 @@ def _names_in(text: str) -> tuple[str, ...]:
         found, _ = json.JSONDecoder().raw_decode(text, bracket)
     except (ValueError, RecursionError):
         return ()
-    return tuple(_names({"categories": found}, "categories").values())
+    return tuple(name for name in _names({"categories": found}, "categories").values() if name)
 
 
-def _objects(document: Mapping[str, Any], key: str) -> Sequence[dict[str, Any]]:
-    found = document.get(key)
-    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+_Item = TypeVar("_Item")
+
+
+def _by_id(items: Iterable[tuple[object, _Item]]) -> dict[object, _Item | None]:
+    """Return items by their id and by its text, as tools mix `7` and `"7"`; None for an id of several items."""
+    by_id: dict[object, _Item | None] = {}
+    by_text: dict[object, _Item | None] = {}
+    for id_, item in items:
+        if _is_id(id_):
+            by_id[id_] = None if id_ in by_id else item
+            by_text[str(id_).strip()] = None if str(id_).strip() in by_text else item
+    return by_text | by_id
+
+
+def _of_id(items: Mapping[object, _Item | None], id_: object) -> _Item | None:
+    if not _is_id(id_):
+        return None
+    return items[id_] if id_ in items else items.get(str(id_).strip())
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        raise FormatError("damaged JSON: it cannot be read to its end") from None
+    document = parse_json(text)
     if not isinstance(document, dict) or not isinstance(document.get("annotations"), list):
         raise FormatError("JSON without a list of annotations")
     return document

@@ -30,6 +30,12 @@ KNOWN_COLUMNS = frozenset(
 """Columns of a table that travel along unasked, as far as their texts are dental terms (`vocabulary`). Any other may
 hold a name or a date and must be asked for."""
 
+ATTRIBUTES = {
+    **dict.fromkeys(("fdi_number", "fdi_code", "fdi_notation", "fdi_id", "tooth_fdi", "fdi_label"), "fdi"),
+    **dict.fromkeys(("tooth_number", "tooth_no", "tooth_nr", "tooth_id", "toothnumber"), "tooth"),
+}
+"""Other names of attributes that hold a known label."""
+
 OF_TEETH = frozenset(("fdi", "tooth_type", "position", "primary_tooth"))
 """Labels that follow from a tooth's number, whatever told it."""
 
@@ -85,6 +91,39 @@ class Withheld:
     texts: int
     boxes: int
     first: str
+
+
+def column_name(text: str) -> str:
+    """Return the name under which a column or attribute is known: `Image Name` is `image_name`."""
+    return "_".join(text.lower().replace("-", " ").split())
+
+
+def labels_from(name: object, attributes: Mapping[str, object], asked: Collection[str]) -> dict[str, str | int]:
+    """Return an object's labels: its name as `class`, and those of its attributes that are known or `asked`.
+
+    An attribute may be a text, a number, a truth value, a list, or an object of truth values (boxes that are ticked).
+    """
+    labels: dict[str, str | int] = {}
+    if isinstance(name, str | int) and str(name).strip():
+        labels["class"] = str(name).strip()
+    for key, value in attributes.items():
+        column = column_name(key)
+        column = ATTRIBUTES.get(column, column)
+        if (column in KNOWN_COLUMNS or column in asked) and column not in RESERVED and (said := _as_text(value)):
+            labels.setdefault(column, said)
+    return labels
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, dict):
+        return ", ".join(str(key) for key, ticked in value.items() if ticked in (True, "true"))
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value).strip() if isinstance(value, str | int | float) else ""
 
 
 class LabelList:

@@ -8,10 +8,9 @@ from data_shards.errors import PackError
 from data_shards.finder import ImageFinder
 from data_shards.ids import Key
 from data_shards.inventory import NEITHER, Entry, Inventory
-from data_shards.labels import OF_TEETH, LabelList
+from data_shards.labels import OF_TEETH, LabelList, column_name
 from data_shards.ledger import Ledgers
 from data_shards.recognise import KINDS, Recognised, recognise
-from data_shards.tables import column_name
 
 ORPHAN = "no radiograph for it"
 ROWLESS = "no row of a table labels it"

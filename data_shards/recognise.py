@@ -1,20 +1,32 @@
 """Which files hold annotations, and of which kind: told by their content."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
 from data_shards.annotation import Annotation, FormatError, Row
 from data_shards.coco import read_coco
+from data_shards.cvat import read_cvat
 from data_shards.finder import ImageFinder
+from data_shards.foreign import foreign_format
 from data_shards.inventory import Inventory, Masked, Text
+from data_shards.label_studio import read_label_studio
+from data_shards.labelme import read_labelme
 from data_shards.lines import parse_line, read_lines
+from data_shards.supervisely import read_supervisely
 from data_shards.tables import Table, read_table
+from data_shards.via import read_via
 from data_shards.voc import read_voc
 from data_shards.yolo import RowError, class_names, parse_row, read_yolo, rows_of
 
-KINDS = ("coco", "csv", "voc", "yolo", "lines", "masks")
+READERS: tuple[Callable[[Text, Collection[str]], Annotation | None], ...] = (
+    *(read_coco, read_labelme, read_cvat, read_label_studio, read_via, read_supervisely, read_voc),
+)
+"""Readers of files that say by themselves what they are. Each returns None for any other file."""
+TOOLS = ("labelme", "cvat", "label_studio", "via", "supervisely")
+"""Kinds of annotations as annotation tools save them."""
+KINDS = ("coco", *TOOLS, "csv", "voc", "yolo", "lines", "masks")
 """Kinds of annotations with boxes. Where several cover as many radiographs, the first counts: those that name their
 radiographs before those that are found beside them, and masks, which seldom say which tooth it is, last."""
 _JUDGED_ROWS = 100  # of a text of numbers: a file is of one kind throughout
@@ -24,6 +36,7 @@ _JUDGED_ROWS = 100  # of a text of numbers: a file is of one kind throughout
 class Recognised:
     """What was found. `boxes` goes by kind; `whole` are tables that label whole images; `tables` all that name images.
 
+    `unread` are texts that look like annotations and are not read, each with its format's name and what to do.
     `lists` are class lists, and `unsure` counts texts that can be read as YOLO and as lines alike.
     """
 
@@ -32,6 +45,7 @@ class Recognised:
     whole: list[Table] = field(default_factory=list)
     lists: list[Text] = field(default_factory=list)
     unsure: int = 0
+    unread: list[tuple[Text, str, str]] = field(default_factory=list)
 
     def add(self, annotation: Annotation) -> None:
         """Enter a file with boxes."""
@@ -49,7 +63,7 @@ def recognise(
     found = Recognised(lists=[text for text in lists if class_names(text)])
     numbers: list[Text] = []
     for text in sorted(sought.texts, key=lambda text: text.entry.name):
-        annotation = read_coco(text) or read_voc(text)
+        annotation = next((read for reader in READERS if (read := reader(text, asked)) is not None), None)
         if annotation is not None:
             found.add(annotation)
         elif class_names(text):
@@ -60,6 +74,8 @@ def recognise(
                 found.add(table.annotation(asked))
             elif table.whole(asked):
                 found.whole.append(table)
+        elif (unread := foreign_format(text)) is not None:
+            found.unread.append((text, *unread))
         else:
             numbers.append(text)
     _add_numbers(numbers, found, finder, forced)

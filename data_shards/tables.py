@@ -11,7 +11,7 @@ import numpy as np
 
 from data_shards.annotation import Annotation, Corners, Row, in_shares, stated_size
 from data_shards.inventory import IMAGE_COLUMNS, Text
-from data_shards.labels import KNOWN_COLUMNS, RESERVED
+from data_shards.labels import KNOWN_COLUMNS, RESERVED, column_name
 
 CORNERS = (
     *(("x0", "y0", "x1", "y1"), ("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax")),
@@ -113,11 +113,6 @@ class Table(NamedTuple):
             yield from reader
         except csv.Error:  # a field of over 128 KiB: a quote that is never closed, or binary rubbish
             yield {}
-
-
-def column_name(text: str) -> str:
-    """A column's name as it is known here: `Image Name` is `image_name`."""
-    return "_".join(text.lower().replace("-", " ").split())
 
 
 def read_table(text: Text) -> Table | None:
