@@ -9,8 +9,9 @@ from data_shards.annotation import Corners
 from data_shards.inventory import Entry
 from data_shards.labels import LabelList, Withheld
 from data_shards.ledger import Ledgers
+from data_shards.table_patients import TablePatients
 
-BOXLESS = "no boxes for it"
+BOXLESS = "no boxes for it (--boxes none takes every radiograph whole)"
 
 
 class Box(NamedTuple):
@@ -88,6 +89,14 @@ class BoxPlan:
     """Names of the labels that boxes have."""
     withheld: dict[str, Withheld] = field(default_factory=dict)
     """Texts of labels that stay behind, by the label's name."""
+    patients: TablePatients = field(default_factory=TablePatients)
+    """Whose the radiographs are, by tables."""
+    notes: list[str] = field(default_factory=list)
+    """What the user is to know of the boxes, a line each."""
+    turned: int = 0
+    """Rotated boxes, whose bounding rectangles are taken."""
+    orphan: tuple[Entry, str] | None = None
+    """The first annotation file with a row that is about no radiograph, and what the row calls it."""
 
     def settle(self, names: LabelList, vouched: Collection[str]) -> None:
         """Take the texts that may name somebody out of labels that all boxes are entered with."""

@@ -27,14 +27,21 @@ class PackConfig:
     """The shard folder to make; it must not hold a finished pack."""
     boxes: str = "auto"
     """auto: boxes of the kind of annotations that covers most radiographs of a source, else a table that labels whole
-    images, else whole images, and say so; coco, csv, voc, yolo, lines, masks: that kind alone; none: whole images;
+    images, else, where nothing looks like annotations, whole images, and say so; coco, labelme, cvat, label_studio,
+    via, supervisely, csv, voc, yolo, lines, masks: that kind alone; none: whole images;
     folders: whole images, each with the name of the folder that directly holds it as its `class` (never found by auto,
     as folders may be named after patients); labelled: as auto, but folders where auto takes bare images; or a file,
     folder or archive with the annotations. auto, because most archives carry their boxes."""
     patient: str | None = None
-    """Regular expression on `archive/member`; its first group (or whole match) is the patient. Left out, DICOM files
-    go by the patient id in their header and every other radiograph counts as one patient, since nothing in a file name
-    says otherwise by itself."""
+    """Regular expression on `archive/member`; its first group (or whole match) is the patient. Left out, radiographs go
+    by the patients' column of a table, DICOM files by the patient id in their header, and every other radiograph counts
+    as one patient, since nothing in a file name says otherwise by itself."""
+    patient_column: str | None = None
+    """Column of the tables that says whose a radiograph is. Left out, one that is called `patient`, `patient_id`,
+    `subject`, `case` or the like, as it says most; in a --patient pattern's presence no column counts."""
+    masks: str | None = None
+    """Folder of the masks to use, or the ending of their names (`Segmentation/teeth`, `_teeth`), where masks of several
+    kinds lie beside the radiographs. None, as one kind needs no choice."""
     depth: Literal[8, 16] = 8
     """Bits of the stored pixels: 8 keeps the highest 8, 16 all that the source has. 8, as detectors' lowest bits are
     mostly noise, which no codec shortens; training takes either."""
@@ -92,6 +99,8 @@ def check(config: PackConfig) -> re.Pattern[str] | None:
 
     Raises PackError.
     """
+    if config.patient and config.patient_column:
+        raise PackError("--patient and --patient-column both say whose a radiograph is: give one of them")
     given = {"a source": config.sources, "--out": [config.out], "--boxes": [config.boxes], "--against": config.against}
     for name, values in given.items():
         if "" in values:  # of a shell variable that is not set; as a path it would be the current folder
@@ -167,7 +176,7 @@ def recorded(config: PackConfig, boxes: str, whole: bool, withheld: Mapping[str,
     told = sorted(withheld.items())
     return {
         "boxes": boxes,
-        "patients": "by pattern" if config.patient else "by DICOM header, else one per radiograph",
+        "patients": "by pattern" if config.patient else "by table, else by DICOM header, else one per radiograph",
         "depth": config.depth,
         "burned_in": config.burned_in,
         "pixel_aspect": config.pixel_aspect or "as declared",

@@ -39,7 +39,8 @@ class Job(NamedTuple):
     """A file to convert: ids of its first radiograph and of itself, its bytes and its boxes.
 
     `digest` tells whether a conversion made before is still that of this file under these settings; `whole` says that
-    the one box is the whole image, of which every frame has one.
+    the one box is the whole image, of which every frame has one; `stated` that a table states the patient, so that the
+    header does not count.
     """
 
     digest: str
@@ -49,6 +50,7 @@ class Job(NamedTuple):
     raw: bytes
     boxes: tuple[Box, ...]
     whole: bool
+    stated: bool = False
 
 
 class Settings(NamedTuple):
@@ -129,7 +131,7 @@ def convert(job: Job, key: Key, settings: Settings) -> Converted:
 
 
 def _crops_of(found: Radiograph, number: int, frame: Frame, job: Job, key: Key, settings: Settings) -> bytes:
-    if settings.own_patient and found.patient:
+    if settings.own_patient and not job.stated and found.patient:
         frame.patient = key.id("patient", "dicom", found.patient)
     eight = highest_eight(found.pixels, found.bits)
     frame.pixels = key.of_pixels(eight)  # whatever --depth is, so that an 8-bit copy is known for one

@@ -44,11 +44,12 @@ _WORDS = {
     ),
 }
 """Fact: the element, and the only words that it may hold."""
-_NOBODY = {
+NOBODY = {
     *("anonymous", "anonymised", "anonymized", "anonym", "anon", "deidentified", "unidentified", "pseudonymized"),
     *("unknown", "unnamed", "none", "null", "nil", "na", "noid", "nopatientid", "removed", "redacted", "deleted"),
     *("id", "patient", "patientid", "default", "empty", "blank"),
 }
+"""What stands for a patient's id where there is none, in small letters and digits."""
 
 
 def element(header: Dataset, keyword: str, default: Any = None) -> Any:
@@ -119,7 +120,7 @@ def patient(header: Dataset) -> str:
     nothing, one taken for two could be on both sides of a holdout.
     """
     letters = "".join(c for c in str(element(header, "PatientID", "")).casefold() if c.isalnum())
-    return "" if not letters.strip("0") or not letters.strip("x") or letters in _NOBODY else letters
+    return "" if not letters.strip("0") or not letters.strip("x") or letters in NOBODY else letters
 
 
 def _spacing(header: Dataset, keyword: str) -> tuple[float, float] | None:

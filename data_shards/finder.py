@@ -1,86 +1,103 @@
 """Which radiograph an annotation means."""
 
-import contextlib
-import unicodedata
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import PurePosixPath
 
 from data_shards.inventory import Entry
+from data_shards.spelling import composed, folded, subset_words, variants
 
 
 class ImageFinder:
     """Finds the radiograph that an annotation means, by the longest name that only one radiograph has.
 
-    Names are compared in composed form (Unicode NFC; archives made on a Mac hold decomposed ones), and where nothing
-    has a name as it is written, without regard to case.
+    Names are compared in composed form (Unicode NFC; archives made on a Mac hold decomposed ones); where nothing has a
+    name as it is written, without regard to case; then as spelled in other code pages, percent-encoded or with the
+    prefix of an upload; and at last without regard to the suffix.
     """
 
     def __init__(self, images: Iterable[Entry]) -> None:
         self._images = list(images)
-        self._exact = _Names(self._images, _composed)
+        self._exact = _Names(self._images, lambda name: {composed(name)})
 
     @cached_property
     def _folded(self) -> "_Names":
-        return _Names(self._images, lambda name: _composed(name).casefold())
+        return _Names(self._images, lambda name: {folded(name)})
+
+    @cached_property
+    def _spelled(self) -> "_Names":
+        return _Names(self._images, variants)
 
     def beside(self, annotation: Entry) -> Entry | None:
-        """The image of an annotation file: the same stem beside it or in a twin folder, else anywhere if unique.
+        """Return the image of an annotation file: of its stem beside it or in a twin folder, else anywhere if unique.
 
         `<stem>_mask` is tried as itself, then as `<stem>`.
         """
-        for entry in (annotation, annotation.unmasked()):
-            if found := self._exact.beside(entry):
-                return found[0] if len(found) == 1 else None
-        for entry in (annotation, annotation.unmasked()):
-            if found := self._folded.beside(entry):
-                return found[0] if len(found) == 1 else None
+        entries = (annotation, annotation.unmasked())
+        for names in self._stages():
+            for entry in entries:
+                if found := names.beside(entry):
+                    return _nearest(found, annotation)
         return None
 
     def named(self, name: str, annotation: Entry) -> Entry | None:
-        """The image that an annotation file calls `name`: a path's end, a file name or a stem.
+        """Return the image that an annotation file calls `name`: a path's end, a file name or a stem.
 
         Of several with that name it is the one that shares most folders with the file, if one does: two archives
-        packed together may call their images alike, and mean their own.
+        packed together may call their images alike, and mean their own. Of those that share as many it is the one
+        whose folder the annotation file is named after (`train/7.png` of `instances_train.json`).
         """
-        parts = PurePosixPath(name.strip().replace("\\", "/")).parts
-        ends = ["/".join(parts[start:]) for start in range(len(parts))]
-        found = next((f for end in ends if (f := self._exact.named(end))), None)
-        found = found or next((f for end in ends if (f := self._folded.named(end))), None)
+        found = self.candidates(name)
         return _nearest(found, annotation) if found else None
 
+    def candidates(self, name: str) -> list[Entry]:
+        """Return all images that have a name."""
+        parts = PurePosixPath(name.strip().replace("\\", "/")).parts
+        ends = ["/".join(parts[start:]) for start in range(len(parts))]
+        for names in self._stages():
+            if found := next((f for end in ends if (f := names.named(end))), None):
+                return found
+        stem = PurePosixPath(ends[-1]).stem if ends else ""  # an image that was saved in another format
+        return next((f for names in self._stages() if stem and (f := names.named(stem))), [])
 
-def _composed(name: str) -> str:
-    if name.isascii():
-        return name
-    with contextlib.suppress(UnicodeError):  # bytes that are no UTF-8 are of an old archive, written under Windows
-        name.encode()
-        return unicodedata.normalize("NFC", name)
-    return name.encode("utf-8", "surrogateescape").decode("cp1252", "replace")
+    def _stages(self) -> Iterable["_Names"]:
+        yield self._exact
+        yield self._folded
+        yield self._spelled
 
 
 class _Names:
-    """Images by place and by name, both in one `form`."""
+    """Images by place and by name, each in all `forms` of its spelling."""
 
-    def __init__(self, images: Iterable[Entry], form: Callable[[str], str]) -> None:
-        self._form = form
-        self._by_place: dict[object, list[Entry]] = {}
+    def __init__(self, images: Iterable[Entry], forms: Callable[[str], set[str]]) -> None:
+        self._forms = forms
+        self._by_place: dict[str, list[Entry]] = {}
         self._by_name: dict[str, list[Entry]] = {}
         for image in images:
-            self._by_place.setdefault(self._place(image), []).append(image)
-            parts = image.path.parts
-            for name in {*("/".join(parts[i:]) for i in range(len(parts))), image.stem}:
-                self._by_name.setdefault(form(name), []).append(image)
+            for place in forms(self._place(image)):
+                self._by_place.setdefault(place, []).append(image)
+            path = image.path
+            for form in forms(str(path)):
+                parts = form.split("/")
+                for name in {"/".join(parts[i:]) for i in range(len(parts))}:
+                    self._by_name.setdefault(name, []).append(image)
+            for form in forms(path.stem) - {path.name}:
+                self._by_name.setdefault(form, []).append(image)
 
     def beside(self, annotation: Entry) -> list[Entry]:
-        return self._by_place.get(self._place(annotation)) or self.named(annotation.stem)
+        found = self._in(self._by_place, self._place(annotation))
+        return found or self.named(annotation.stem)
 
     def named(self, name: str) -> list[Entry]:
-        return self._by_name.get(self._form(name), [])
+        return self._in(self._by_name, name)
 
-    def _place(self, entry: Entry) -> object:
+    def _in(self, index: dict[str, list[Entry]], name: str) -> list[Entry]:
+        found = {image.name: image for form in self._forms(name) for image in index.get(form, [])}
+        return list(found.values())
+
+    def _place(self, entry: Entry) -> str:
         folders, stem = entry.place
-        return tuple(map(self._form, folders)), self._form(stem)
+        return "/".join((*folders, stem))
 
 
 def _nearest(images: list[Entry], annotation: Entry) -> Entry | None:
@@ -88,11 +105,25 @@ def _nearest(images: list[Entry], annotation: Entry) -> Entry | None:
         return images[0]
     shared = [_folders_shared(image.path, annotation.path) for image in images]
     nearest = [image for image, count in zip(images, shared, strict=True) if count == max(shared)]
-    return nearest[0] if len(nearest) == 1 and max(shared) > 0 else None
+    if len(nearest) == 1:
+        return nearest[0] if max(shared) > 0 else None
+    named_after = [image for image in nearest if _is_named_after(annotation, image, nearest)]
+    return named_after[0] if len(named_after) == 1 else None
+
+
+def _is_named_after(annotation: Entry, image: Entry, others: Iterable[Entry]) -> bool:
+    """Whether a folder that only this image's path has stands in an annotation file's name or folders."""
+    elsewhere = {part for other in others if other.name != image.name for part in other.path.parts[:-1]}
+    own = [subset_words(part) for part in image.path.parts[:-1] if part not in elsewhere]
+    path = annotation.path
+    told = [subset_words(part) for part in (*path.parts[1:-1], path.stem)]
+    return any(
+        words and any(part[i : i + len(words)] == words for part in told for i in range(len(part))) for words in own
+    )
 
 
 def _folders_shared(one: PurePosixPath, other: PurePosixPath) -> int:
-    """How many folders, from the source's label on, lead to both."""
+    """Return how many folders, from the source's label on, lead to both."""
     count = 0
     for a, b in zip(one.parts[:-1], other.parts[:-1], strict=False):
         if a != b:

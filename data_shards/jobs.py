@@ -13,17 +13,27 @@ from data_shards.inventory import Entry
 from data_shards.ledger import Ledgers
 from data_shards.member import Member
 from data_shards.sources import Source
+from data_shards.table_patients import TWO_PATIENTS, TablePatients
 
 CONVERSION = 3
 """Version of `convert`: raised whenever it makes other bytes of the same job, so that old ones are not continued."""
 
 
 def patients_of(
-    pattern: re.Pattern[str] | None, images: Sequence[Entry], key: Key, ledgers: Ledgers
+    pattern: re.Pattern[str] | None, tables: TablePatients, images: Sequence[Entry], key: Key, ledgers: Ledgers
 ) -> dict[str, tuple[str, str]]:
-    """Patient id and what it was made from, by radiograph id: by the pattern, else each radiograph is a patient."""
+    """Return the patient's id and what it was made from, by radiograph id.
+
+    The pattern decides, else tables, else each radiograph is a patient.
+    """
     patients = {}
     for image in images:
+        if pattern is None and image.radiograph in tables.torn:
+            ledgers.reject("radiographs", image.radiograph, TWO_PATIENTS)
+            continue
+        if pattern is None and (stated := tables.names.get(image.radiograph)):
+            patients[image.radiograph] = (key.id("patient", "dicom", stated), stated)  # as if a header stated it
+            continue
         if pattern is None:
             name = image.name
         elif match := pattern.search(image.name):
@@ -70,4 +80,5 @@ def digest_of(entry: Entry, member: Member, patient: str, plan: BoxPlan, key: Ke
 def job_of(entry: Entry, member: Member, digest: str, patient: str, plan: BoxPlan) -> Job:
     """The job of a member, its bytes read. Raises MemberError."""
     boxes = tuple(plan.boxes[entry.radiograph])
-    return Job(digest, entry.radiograph, entry.file, patient, member.read(), boxes, plan.whole)
+    stated = entry.radiograph in plan.patients.names
+    return Job(digest, entry.radiograph, entry.file, patient, member.read(), boxes, plan.whole, stated)

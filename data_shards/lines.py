@@ -7,7 +7,7 @@ from functools import partial
 
 from data_shards.annotation import Annotation, Corners, Row, in_shares
 from data_shards.inventory import Text
-from data_shards.yolo import rows_of
+from data_shards.markup import rows_of
 
 _DIVIDED = re.compile(r"[\s,;]+")
 

@@ -1,6 +1,7 @@
-"""Parse JSON and XML of unknown origin: damage and danger become a FormatError, never a traceback."""
+"""Parse JSON, XML and rows of unknown origin: damage and danger become a FormatError, never a traceback."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 from xml.etree import ElementTree
 
@@ -23,6 +24,11 @@ def parse_xml(text: str) -> ElementTree.Element:
         return ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError, RecursionError):
         raise FormatError("damaged XML: it cannot be read to its end") from None
+
+
+def rows_of(text: str) -> Iterator[tuple[int, str]]:
+    """Return the rows of a text that are not blank, with their numbers from 1."""
+    return ((n, row) for n, row in enumerate(text.splitlines(), 1) if row.strip())
 
 
 def mapping(value: Any) -> dict[str, Any]:

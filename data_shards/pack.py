@@ -26,7 +26,7 @@ from data_shards.ledger import Ledgers
 from data_shards.manifest import MANIFEST, read_manifest
 from data_shards.member import Member
 from data_shards.parallel import spread
-from data_shards.planning import plan_boxes
+from data_shards.planning import Choices, plan_boxes
 from data_shards.progress import progress
 from data_shards.settle import settle, write_parts
 from data_shards.shares import source_id, source_shares
@@ -56,8 +56,9 @@ def pack(config: PackConfig) -> dict[str, Any]:
     ledgers = Ledgers()
     inventory = _inventory(sources, key, ledgers, config)
     given = given_annotations(str(config.boxes), sources, inventory, key, ledgers, config.spool_gb)
-    plan = plan_boxes(str(config.boxes), inventory, given, config.labels, key, ledgers)
-    say(f"boxes: {plan.format} ({plan.why})")
+    choices = Choices(str(config.boxes), config.labels, config.patient_column, config.masks)
+    plan = plan_boxes(choices, inventory, given, key, ledgers)
+    say("\n".join([f"boxes: {plan.format} ({plan.why})", *plan.notes]))
     if plan.whole:
         say("warning: whole images are taken as crops; text burnt into their borders would enter the shards")
     if plan.dropped_columns:
@@ -76,7 +77,7 @@ def pack(config: PackConfig) -> dict[str, Any]:
             f"label withheld: {texts} of `{label}` ({boxes}) may name somebody, being no dental terms, the first in "
             f"{left.first}; if not, --labels {label} lets them through"
         )
-    patients = patients_of(pattern, inventory.images, key, ledgers)
+    patients = patients_of(pattern, plan.patients, inventory.images, key, ledgers)
     if pattern is not None:
         told = len({patient for patient, _ in patients.values()})
         say(f"patients: {told} of {len(inventory.images)} radiographs, by --patient")
@@ -84,6 +85,11 @@ def pack(config: PackConfig) -> dict[str, Any]:
         if strangers:
             more = f", nor of {counted(len(strangers) - 1, 'other')}" if len(strangers) > 1 else ""
             say(f"--patient {config.patient} matches no part of {strangers[0]}{more}")
+    elif plan.patients.names:
+        say(
+            f"patients: {len(plan.patients.names)} of {len(inventory.images)} radiographs, by the column "
+            f"{', '.join(plan.patients.columns)} of a table"
+        )
     else:
         say(
             "patients: no --patient given, so each radiograph counts as one patient (DICOM: by the header's patient id)"

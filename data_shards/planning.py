@@ -1,16 +1,21 @@
 """From annotations of any format to the boxes of every radiograph: what was found, which kind counts, and why."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from data_shards.annotation import Annotation, FormatError, Row
 from data_shards.boxes import Box, BoxPlan
 from data_shards.errors import PackError
 from data_shards.finder import ImageFinder
 from data_shards.ids import Key
-from data_shards.inventory import NEITHER, Entry, Inventory
-from data_shards.labels import OF_TEETH, LabelList, column_name
+from data_shards.inventory import Entry, Inventory
+from data_shards.labels import LabelList, column_name
 from data_shards.ledger import Ledgers
+from data_shards.leftovers import add_notes, check_columns, close
+from data_shards.mismatch import check_matched
 from data_shards.recognise import KINDS, Recognised, recognise
+from data_shards.table_patients import table_patients
+from data_shards.tables import tables_in
 
 ORPHAN = "no radiograph for it"
 ROWLESS = "no row of a table labels it"
@@ -21,6 +26,11 @@ CHOICES = ("auto", "none", "folders", "labelled", *KINDS)
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 _NAMES = {
     "coco": "COCO file(s)",
+    "labelme": "LabelMe file(s)",
+    "cvat": "CVAT file(s)",
+    "label_studio": "Label Studio file(s)",
+    "via": "VIA file(s)",
+    "supervisely": "Supervisely file(s)",
     "csv": "table(s)",
     "voc": "VOC file(s)",
     "yolo": "YOLO files",
@@ -29,26 +39,35 @@ _NAMES = {
 }
 NOTHING_FOUND = f"no annotations ({', '.join(KINDS)}) were found"
 
-NOT_ASKED = "left, as --boxes names other annotations"
-NO_IMAGE_COLUMN = "a table without a column that names images, such as `image` or `file_name`"
+
+class Choices(NamedTuple):
+    """What the user decides: the settings of those names (config.PackConfig).
+
+    `boxes` is one of CHOICES, or anything else for annotations given apart; `labels` names the labels whose texts
+    travel whatever they are, columns beside KNOWN_COLUMNS among them.
+    """
+
+    boxes: str = "auto"
+    labels: Sequence[str] = ()
+    patient_column: str | None = None
+    masks: str | None = None
 
 
-def plan_boxes(
-    choice: str, inventory: Inventory, given: Inventory, labels: Sequence[str], key: Key, ledgers: Ledgers
-) -> BoxPlan:
+def plan_boxes(choices: Choices, inventory: Inventory, given: Inventory, key: Key, ledgers: Ledgers) -> BoxPlan:
     """Find the boxes of every radiograph; what cannot be used is entered in the ledgers with its reason.
 
-    `choice` is one of CHOICES, or anything else for the annotations `given`; `labels` names the labels whose texts
-    travel whatever they are, columns beside KNOWN_COLUMNS among them. Raises PackError where the annotations asked for
-    hold no boxes.
+    `given` are the annotations that `choices.boxes` is the path of. Raises PackError where the annotations asked for
+    hold no boxes, can be read in two ways, or are of a format that is not read.
     """
-    labels = [column_name(label) for label in labels]
+    choice, labels = choices.boxes, [column_name(label) for label in choices.labels]
     finder = ImageFinder(inventory.images)
     sought = inventory if choice in CHOICES else given
     forced = choice if choice in KINDS else ""
     found = recognise(sought, [*inventory.texts, *given.texts], finder, labels, forced)
     kinds = {kind: found.boxes[kind] for kind in KINDS if kind in found.boxes and forced in ("", kind)}
     images = sorted(inventory.images, key=lambda image: image.name)
+    if choice not in ("none", "folders"):
+        _check_read(choice, found, kinds)
     if choice in ("none", "folders"):
         plan = _whole(images, "asked for", choice == "folders", key, ledgers)
     elif kinds:
@@ -63,12 +82,31 @@ def plan_boxes(
         lacking = _unlabelled(found, labels)
         raise PackError(
             f"no boxes in {choice}{lacking}: give COCO json, VOC xml, YOLO text, lines of corners, masks, or a table "
-            "with the "
-            "columns image,x0,y0,x1,y1 (for whole images, image and a label: finding, class or one named with --labels)"
+            "with the columns image,x0,y0,x1,y1 (for whole images, image and a label: finding, class or one named with "
+            "--labels)"
         )
-    _check_columns(found, labels, plan)
-    _close(plan, images, sought, [inventory, given], found, ledgers)
+    check_matched(plan, images, finder)
+    tables = found.tables if sought is inventory else [*found.tables, *tables_in(inventory.texts)]
+    plan.patients = table_patients(tables, finder, choices.patient_column)
+    check_columns(found, labels, plan)
+    add_notes(plan, images)
+    close(plan, images, sought, [inventory, given], found, ledgers)
     return plan
+
+
+def _check_read(choice: str, found: Recognised, kinds: Mapping[str, Sequence[Annotation]]) -> None:
+    """Raise PackError where there are annotations that are not read, or that can be read in two ways."""
+    if found.questions and kinds.keys() & {"yolo", "lines"}:
+        raise PackError(found.questions[0])
+    if not found.unread or choice in KINDS or (kinds and choice not in ("auto", "labelled")):
+        return
+    text, name, remedy = found.unread[0]
+    more = f" and {len(found.unread) - 1} more" if len(found.unread) > 1 else ""
+    known = f"--boxes {next(iter(kinds))} to leave them, " if kinds else ""
+    raise PackError(
+        f"annotations in a format that is not read: {name} ({text.entry.name}{more}). To use them, {remedy}; otherwise "
+        f"give {known}--boxes none for whole images, or move those files away."
+    )
 
 
 def _whole(images: Sequence[Entry], why: str, classes: bool, key: Key, ledgers: Ledgers) -> BoxPlan:
@@ -133,8 +171,6 @@ def _told(kind: str, annotations: Sequence[Annotation], found: Recognised) -> st
         told += f" with the columns {' or '.join(columns)}"
     if kind == "yolo":
         told += " and their class names" if found.lists else ", no class names"
-        if found.unsure:
-            told += f"; {found.unsure} could be x0 y0 x1 y1 lines as well: --boxes lines reads them so"
     return told
 
 
@@ -180,7 +216,7 @@ def _enter(
         entry = annotation.entry
         names = lists.setdefault(annotation.scope, LabelList(annotation.listed))
         ids = plan.files.setdefault(entry.file, [])
-        rows = 0
+        rows, alone = 0, annotation.single and not annotation.part
         try:
             for row, image in _placed(annotation, finder):
                 rows += 1
@@ -189,14 +225,18 @@ def _enter(
                 reason = row.reason
                 if image is None:
                     reason = reason or ORPHAN
+                    plan.orphan = plan.orphan or (entry, row.image)
                 elif chosen.get(image.source, annotation.kind) != annotation.kind:
                     reason = "its radiograph has boxes of another kind"
-                elif annotation.single and taken.setdefault(image.radiograph, entry) is not entry:
+                elif (
+                    annotation.single and not annotation.part and taken.setdefault(image.radiograph, entry) is not entry
+                ):
                     reason = TAKEN
                 if reason or image is None:
                     plan.lose(id_, entry, row.number, reason, ledgers)
                     continue
                 ids.append(id_)
+                plan.turned += row.turned
                 labels = names.of(row.labels, f"{entry.name}, row {row.number}")
                 plan.add(image, Box(id_, row.corners, row.relative, labels, row.stated))
             if not rows:
@@ -222,54 +262,3 @@ def _from_whole_tables(
     plan = BoxPlan("csv of whole images", why, whole=True, boxless=ROWLESS)
     _enter([table.annotation(asked) for table in found.whole], plan, finder, {}, asked, key, ledgers)
     return plan
-
-
-def _check_columns(found: Recognised, asked: Sequence[str], plan: BoxPlan) -> None:
-    """Enter the columns that are left out. Raises PackError for a label that is asked for and not there."""
-    there = set(plan.columns)
-    if "csv" in plan.format:
-        for table in found.whole if plan.whole else (t for t in found.tables if t.place):
-            plan.dropped_columns += table.dropped(asked)
-            there |= set(table.others())
-    missing = set(asked) - there - OF_TEETH
-    if missing and plan.boxes:
-        named = f"there are {', '.join(sorted(there))}" if there else "the boxes have none"
-        raise PackError(f"no label {', '.join(sorted(missing))}: {named}")
-
-
-def _close(
-    plan: BoxPlan,
-    images: Iterable[Entry],
-    sought: Inventory,
-    inventories: Iterable[Inventory],
-    found: Recognised,
-    ledgers: Ledgers,
-) -> None:
-    """Reject the radiographs without boxes, and the annotations that were not gone through."""
-    for image in images:
-        if image.radiograph not in plan.boxes:
-            ledgers.reject("radiographs", image.radiograph, plan.boxless)
-    known = {annotation.entry.file for annotations in found.boxes.values() for annotation in annotations}
-    known |= {text.entry.file for text in [*found.lists, *(table.text for table in found.whole)]}
-    tables = {table.text.entry.file for table in found.tables}
-    looked_at = {text.entry.file for text in sought.texts}
-    for inventory in inventories:
-        for text in inventory.texts:
-            file = text.entry.file
-            if file in plan.files:
-                continue
-            if file in known:
-                reason = f"annotations of another kind than {plan.format}"
-            elif file in tables:
-                reason = "a table of images without a label column that is kept, or with boxes in unknown columns"
-            elif text.text.strip() and text.suffix in (".csv", ".tsv"):
-                reason = NO_IMAGE_COLUMN if file in looked_at else NOT_ASKED
-            elif text.text.strip():
-                reason = NEITHER if file in looked_at else NOT_ASKED
-            else:
-                reason = "an empty file"
-            ledgers.reject("files", file, reason)
-        for masked in inventory.masks:
-            if masked.entry.file not in plan.files:
-                reason = f"a mask, and the boxes are of another kind ({plan.format})"
-                ledgers.reject("files", masked.entry.file, masked.mask.reason or reason)

@@ -18,7 +18,7 @@ from data_shards.ids import Key
 from data_shards.inventory import Entry, take_inventory
 from data_shards.ledger import Ledgers
 from data_shards.orient import exif_orientation, place
-from data_shards.planning import plan_boxes
+from data_shards.planning import Choices, plan_boxes
 from data_shards.radiograph import RadiographError, decode
 from data_shards.sources import Source, open_sources
 
@@ -43,7 +43,7 @@ def radiograph_sheet(path: Path, boxes: str, pixel_aspect: float | None) -> tupl
     sources, ledgers = open_sources([path]), Ledgers()
     inventory = take_inventory(((n, s, s.members()) for n, s in enumerate(sources)), _KEY, ledgers)
     given = given_annotations(boxes, sources, inventory, _KEY, ledgers)
-    plan = plan_boxes(boxes, inventory, given, (), _KEY, ledgers)
+    plan = plan_boxes(Choices(boxes), inventory, given, _KEY, ledgers)
     wanted = {e.name: e for e in inventory.images if ledgers.is_used("radiographs", e.radiograph)}
     drawn: list[np.ndarray] = []
     for raw, entry in _raw(sources, wanted):
@@ -63,7 +63,8 @@ def radiograph_sheet(path: Path, boxes: str, pixel_aspect: float | None) -> tupl
     if not drawn:
         raise PackError(f"no radiograph in {path} can be shown: `pack` lists the reasons")
     what = "with their borders enlarged" if plan.whole else "with their boxes"
-    told = f"{len(drawn)} of {len(wanted)} radiographs {what}; boxes: {plan.format} ({plan.why})"
+    boxes = "; ".join([f"{plan.format} ({plan.why})", *plan.notes])
+    told = f"{len(drawn)} of {len(wanted)} radiographs {what}; boxes: {boxes}"
     return stacked([_beside(drawn[i : i + COLUMNS]) for i in range(0, len(drawn), COLUMNS)]), told
 
 

@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -130,6 +130,11 @@ def read_table(text: Text) -> Table | None:
         if image is not None and (len(columns) > 1 or text.suffix in (".csv", ".tsv")):
             found.append(Table(text, columns, delimiter, image))
     return max(found, key=lambda table: len(table.columns), default=None)
+
+
+def tables_in(texts: Iterable[Text]) -> Iterator[Table]:
+    """Return the tables among texts."""
+    return (table for text in texts if (table := read_table(text)) is not None)
 
 
 def _corners(row: dict[str, str], place: tuple[str, ...]) -> Corners | None:

@@ -1,0 +1,163 @@
+"""What the rows of YOLO texts are: boxes, boxes with further columns, or outlines. All rows of a set decide together.
+
+A row is a class and numbers: `x y w h` of a box, perhaps with a confidence, a track number or key points (x, y, and
+perhaps a visibility, each), or the corners of an outline, perhaps with a confidence and a track number.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from data_shards.annotation import Corners
+
+_DIVIDED = re.compile(r"[\s,;]+")
+_DECIMAL_COMMA = re.compile(r"(?<=\d),(?=\d)")
+_EDGE = 0.05  # of a side that boxes and outlines may reach over the image
+_AROUND = 0.25  # of a box's sides that key points may lie outside
+_ENOUGH = 3
+"""Rows from which on whole numbers in one column can be no accident."""
+_CLEARLY = 0.9
+"""A reading is ruled out where it fits under this share of the rows that another fits."""
+
+
+class RowError(ValueError):
+    """A row that is no box. The message is a reason for the ledger."""
+
+
+class Reading(NamedTuple):
+    """How rows are read: `outlines`, else boxes; `points` numbers of key points follow a box, None: any may.
+
+    `question` says, where the rows can be both, what they can be.
+    """
+
+    outlines: bool = True
+    points: int | None = None
+    question: str = ""
+
+
+def numbers_in(row: str) -> tuple[int, list[float]]:
+    """Return the class and the numbers of a row, divided by blanks, commas, semicolons or tabs. Raise RowError."""
+    row = row.strip()
+    if "." not in row and re.search(r"[\s;]", row):
+        row = _DECIMAL_COMMA.sub(".", row)
+    try:
+        first, *values = (float(field) for field in _DIVIDED.split(row.strip(",; ")))
+    except ValueError:
+        raise RowError("not a row of numbers") from None
+    if first != int(first) if math.isfinite(first) else True:
+        raise RowError("its class is no whole number")
+    if not all(map(math.isfinite, values)):
+        raise RowError("its coordinates are not finite")
+    if len(values) < 4:
+        raise RowError(f"neither a box nor an outline: {len(values) + 1} fields")
+    if max(map(abs, values[:4])) > 2:
+        raise RowError("its coordinates are not shares of the image's sides (0 to 1)")
+    return int(first), values
+
+
+def corners_of(values: Sequence[float], reading: Reading) -> Corners:
+    """Return x0, y0, x1, y1 (shares of the image's sides) of a row's numbers. Raise RowError."""
+    count = len(values)
+    if not reading.outlines and reading.points is not None and not 0 <= count - 4 - reading.points <= 2 and count > 6:
+        raise RowError(f"not a box with {reading.points} numbers of key points (kpt_shape): {count + 1} fields")
+    if count <= 5 or not reading.outlines:
+        x, y, w, h = values[:4]
+        return x - w / 2, y - h / 2, x + w / 2, y + h / 2
+    points = values[: count - _beyond_outline(values)]
+    if len(points) < 6:
+        raise RowError(f"neither a box nor an outline: {count + 1} fields")
+    return min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])
+
+
+def is_turned(values: Sequence[float], reading: Reading) -> bool:
+    """Whether a row is an oriented box whose sides are not upright."""
+    return reading.outlines and len(values) in (8, 9, 10) and _is_parallelogram(values) and not _is_upright(values)
+
+
+def decide(rows: Iterable[Sequence[float]], points: tuple[int, int] | None = None, said: str = "") -> Reading:
+    """Return how the rows of one set are read. `points` and `said` are what its `data.yaml` says (ClassList)."""
+    if points:
+        return Reading(False, points[0] * points[1])
+    if said:
+        return Reading(said == "outlines")
+    long = [row for row in rows if len(row) > 4]
+    if not long:
+        return Reading()
+    columns = {len(row) for row in long if len(row) > 6}
+    same = columns.pop() if len(columns) == 1 and all(len(row) > 6 for row in long) else 0
+    shapes = [(same - 4) // n for n in (2, 3) if same and (same - 4) % n == 0]
+    boxes = max(sum(_fits_box(row, (same - 4) // n if n else 0) for row in long) for n in [*shapes, 0])
+    outlines = sum(map(_fits_outline, long))
+    if boxes < _CLEARLY * outlines or not boxes:
+        return Reading(True)
+    if outlines < _CLEARLY * boxes:
+        return Reading(False)
+    if all(len(row) in (8, 9, 10) and _is_parallelogram(row) for row in long):
+        return Reading(True)
+    if len(long) >= _ENOUGH and all(map(_counts, long)):
+        return Reading(False)
+    several = sorted({len(row) + 1 for row in long})
+    return Reading(True, question=f"rows of {' or '.join(map(str, several))} columns can be {_readings(long)}")
+
+
+def _readings(rows: Sequence[Sequence[float]]) -> str:
+    counts = {len(row) for row in rows}
+    boxes = "boxes with key points" if max(counts) > 6 else "boxes with a confidence and a track number, or a key point"
+    return f"{boxes}, or {'oriented boxes (four corners)' if counts == {8} else 'outlines (polygons)'}"
+
+
+def _fits_box(row: Sequence[float], width: int) -> bool:
+    """Whether a row can be a box with further columns; key points of more than 2 columns have `width` numbers each."""
+    x, y, w, h = row[:4]
+    if not (0 < w <= 1 + _EDGE and 0 < h <= 1 + _EDGE):
+        return False
+    if min(x - w / 2, y - h / 2) < -_EDGE or max(x + w / 2, y + h / 2) > 1 + _EDGE:
+        return False
+    rest = row[4:]
+    if len(rest) == 1:
+        return 0 <= rest[0] <= 1 or _is_count(rest[0])
+    if len(rest) == 2:
+        tracked = 0 <= rest[0] <= 1 and _is_count(rest[1])
+        return tracked or _near(row, rest[0], rest[1])
+    if not width:
+        return False
+    each = [rest[i : i + width] for i in range(0, len(rest), width)]
+    return all((p[2:] in ([], [0.0], [1.0], [2.0], (0.0,), (1.0,), (2.0,))) and _near(row, p[0], p[1]) for p in each)
+
+
+def _near(row: Sequence[float], px: float, py: float) -> bool:
+    x, y, w, h = row[:4]
+    return (px, py) == (0, 0) or (abs(px - x) <= (0.5 + _AROUND) * w and abs(py - y) <= (0.5 + _AROUND) * h)
+
+
+def _fits_outline(row: Sequence[float]) -> bool:
+    points = row[: len(row) - _beyond_outline(row)]
+    inside = all(-_EDGE <= v <= 1 + _EDGE for v in points)
+    return len(points) >= 6 and inside and len(set(points[::2])) > 1 and len(set(points[1::2])) > 1
+
+
+def _beyond_outline(row: Sequence[float]) -> int:
+    """Count the columns after an outline: a confidence makes the number of columns odd, a track number is over 1."""
+    if len(row) % 2:
+        return 1
+    return 2 if _is_count(row[-1]) and row[-1] > 1 and 0 <= row[-2] <= 1 else 0
+
+
+def _is_parallelogram(row: Sequence[float]) -> bool:
+    x, y = row[:8:2], row[1:8:2]
+    return max(abs(x[0] + x[2] - x[1] - x[3]), abs(y[0] + y[2] - y[1] - y[3])) < 2e-3
+
+
+def _is_upright(row: Sequence[float]) -> bool:
+    return all(min(abs(row[i] - row[(i + 2) % 8]), abs(row[i + 1] - row[(i + 3) % 8])) < 2e-3 for i in (0, 2, 4, 6))
+
+
+def _counts(row: Sequence[float]) -> bool:
+    """Whether a row has whole numbers where a track number or visibilities stand, which no outline has in every row."""
+    rest = row[4:]
+    return _is_count(rest[-1]) if len(rest) <= 2 else len(rest) % 3 == 0 and all(map(_is_count, rest[2::3]))
+
+
+def _is_count(value: float) -> bool:
+    return value >= 0 and value == int(value)
