@@ -37,9 +37,8 @@ class Annotation(NamedTuple):
     """A file of a known format.
 
     `rows` goes through it and may raise FormatError; `single` says that it is about one image, which may be the one
-    beside it, and `part` that further files may be about the same image; `scope` names the list that its classes
-    belong to and `listed` are that list's names, used or not; `lists` is the file that holds them, where that is
-    another.
+    beside it; `scope` names the list that its classes belong to and `listed` are that list's names, used or not;
+    `lists` is the file that holds them, where that is another.
     """
 
     kind: str
@@ -49,7 +48,6 @@ class Annotation(NamedTuple):
     scope: str
     listed: Collection[str] = ()
     lists: Entry | None = None
-    part: bool = False
 
 
 def bounds(points: Iterable[Sequence[float]]) -> Corners | None:

@@ -40,6 +40,11 @@ class ImageFinder:
                     return _nearest(found, annotation)
         return None
 
+    def of_stem(self, stem: str, annotation: Entry) -> Entry | None:
+        """Return the image of this stem that a file is about, as `beside` does."""
+        path = annotation.path
+        return self.beside(annotation._replace(name=f"{path.parent}/{stem}{path.suffix}"))
+
     def named(self, name: str, annotation: Entry) -> Entry | None:
         """Return the image that an annotation file calls `name`: a path's end, a file name or a stem.
 

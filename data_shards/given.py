@@ -6,9 +6,10 @@ from pathlib import Path
 
 from data_shards.errors import PackError
 from data_shards.ids import Key
-from data_shards.inventory import Entry, Inventory, take_inventory
+from data_shards.inventory import Entry, Inventory
 from data_shards.ledger import Ledgers
 from data_shards.limits import SPOOL_GB
+from data_shards.mask_search import take_inventory
 from data_shards.planning import CHOICES
 from data_shards.sources import Source, open_sources
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from data_shards.errors import MemberError
 from data_shards.ids import Key
 from data_shards.ledger import Ledgers
-from data_shards.masks import Mask, read_mask
+from data_shards.masks import Mask, may_be_mask, read_mask
 from data_shards.member import Member
 from data_shards.radiograph import looks_like_image
 from data_shards.sources import Source
@@ -105,6 +105,8 @@ class Inventory:
     masks: list[Masked] = field(default_factory=list)
     others: list[Entry] = field(default_factory=list)
     """Files that no crop can come of: for the table of ids, which tells their owner what was rejected."""
+    sparse: set[str] = field(default_factory=set)
+    """Radiograph ids of images with so few bytes that they may be masks, until these are found (`mask_search`)."""
 
     def entries(self) -> Iterable[Entry]:
         """Every file."""
@@ -114,14 +116,13 @@ class Inventory:
         yield from self.others
 
 
-def take_inventory(
+def list_files(
     sources: Iterable[tuple[int, Source, Iterable[Member]]], key: Key, ledgers: Ledgers, annotations: bool = False
 ) -> Inventory:
     """Read the heads of all members, and annotation texts and masks whole. Every one enters the `files` ledger.
 
     `sources` gives each source's number, itself and its members (through which a progress bar may look). With
-    `annotations` the sources hold annotations alone, so their images are masks; else one is a mask if its name says so
-    and the image that it would be a mask of is there.
+    `annotations` the sources hold annotations alone, so their images are masks.
     """
     inventory = Inventory()
     for number, source, members in sources:
@@ -136,10 +137,6 @@ def take_inventory(
             rest = Entry(number, name, key.id("file", name), key.id("radiograph", name))
             inventory.others.append(rest)
             ledgers.reject("files", rest.file, str(error))
-    if not annotations:
-        _return_images(inventory)
-    for image in inventory.images:
-        ledgers.see("radiographs", image.radiograph)
     return inventory
 
 
@@ -147,10 +144,12 @@ def _enter(entry: Entry, member: Member, inventory: Inventory, ledgers: Ledgers,
     try:
         head = member.head()
         if looks_like_image(head, member.name):
-            if annotations or entry.names_mask:
+            if annotations:
                 inventory.masks.append(Masked(entry, read_mask(member.read())))
             else:
                 inventory.images.append(entry)
+                if may_be_mask(head, member.size):
+                    inventory.sparse.add(entry.radiograph)
         elif _may_annotate(head, entry):
             text = _decoded(member.read(_MAX_TEXT_BYTES))
             if len(text) > _LARGE and not _annotates(text):
@@ -164,19 +163,6 @@ def _enter(entry: Entry, member: Member, inventory: Inventory, ledgers: Ledgers,
     except MemberError as error:
         inventory.others.append(entry)
         ledgers.reject("files", entry.file, str(error))
-
-
-def _return_images(inventory: Inventory) -> None:
-    """Make images again of what has a mask's name but no image that it could be a mask of."""
-    places = {image.place for image in inventory.images}
-    stems = {image.stem for image in inventory.images}
-    candidates, inventory.masks = inventory.masks, []
-    for candidate in candidates:
-        meant = candidate.entry.unmasked()
-        if meant.place in places or meant.stem in stems:
-            inventory.masks.append(candidate)
-        else:
-            inventory.images.append(candidate.entry)
 
 
 def _may_annotate(head: bytes, entry: Entry) -> bool:

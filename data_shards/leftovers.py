@@ -72,5 +72,6 @@ def close(
             ledgers.reject("files", file, reason)
         for masked in inventory.masks:
             if masked.entry.file not in plan.files:
-                reason = f"a mask, and the boxes are of another kind ({plan.format})"
+                other = f"a mask, and the boxes are of another kind ({plan.format})"
+                reason = found.left.get(masked.entry.file, other)
                 ledgers.reject("files", masked.entry.file, masked.mask.reason or reason)

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from scipy import ndimage
 
+from data_shards.dicom_form import looks_like_dicom
 from data_shards.images import FORMATS
 from data_shards.quiet import quiet
 
@@ -18,6 +19,17 @@ MOST_VALUES = 100
 """52 teeth and some structures. An image with more values or colours is a picture and no mask."""
 MOST_PARTS = 1000
 """More connected parts than any dentition has: noise."""
+MAP = "a picture, not a mask: of colours, or smooth on black, as a map of gaze or attention"
+_MOST_LEVELS, _CLOSE, _MOST_NOISE = 12, 3, 0.08
+"""Of a mask that a lossy codec saved: values, gray values that an area varies by, and share of pixels beyond that."""
+_BLACK, _GRAIN, _COLOURFUL = 0.3, 0.5, 20
+"""Share of a map that is black, its grain in gray values, and what its colours differ from gray by."""
+GRID = 64
+"""Cells of `Mask.cover` in a row and in a column."""
+_SOLID = 0.85
+"""Share of pixels that are equal to their right neighbour: masks have over 0.95, radiographs of 64 grays 0.3 to 0.7."""
+_DENSEST, _OVERHEAD = 0.8, 4096
+"""Bytes a pixel, and beside these, that a mask may have. Radiographs have 0.4 to 1.5 as PNG."""
 _NEAR = 16  # gray values: smoothing and JPEG leave most of what was white this near to it
 
 
@@ -25,7 +37,9 @@ class Mask(NamedTuple):
     """`boxes` int32 [n, 4] (x0, y0, x1, y1, end-exclusive) of its parts in the mask's pixels.
 
     `areas` int32 [n] in pixels; `values` says what each part has for a label: a value, a colour `#rrggbb`, or None in a
-    binary mask; `size` is its upright width and height. `reason` says why it shows nothing.
+    binary mask; `size` is its upright width and height. `cover` is which share of each cell of a grid over it is not
+    background, uint8 [GRID, GRID]; `drawn` says that its values lie in solid areas, as those of a picture do not.
+    `reason` says why it shows nothing.
     """
 
     boxes: np.ndarray
@@ -33,6 +47,8 @@ class Mask(NamedTuple):
     values: tuple[int | str | None, ...]
     size: tuple[int, int]
     reason: str = ""
+    cover: np.ndarray = np.zeros((0, 0), np.uint8)
+    drawn: bool = False
 
     @property
     def smallest(self) -> float:
@@ -50,13 +66,42 @@ def read_mask(raw: bytes) -> Mask:
     Background is 0 (black, transparent), or the commonest value where there is no 0. Parts are 8-connected. A gray
     image that is nearly black and white, as JPEG and smoothing leave it, is parted at half.
     """
+    drawn = False
     try:
         with quiet():  # decoders quote what they read
             values, names = _values(raw)
+        drawn = bool(np.mean(values[:, 1:] == values[:, :-1]) >= _SOLID) if values.shape[1] > 1 else True
         boxes, areas, labels = _parts(values, names)
     except _MaskError as error:
-        return Mask(np.empty((0, 4), np.int32), np.empty(0, np.int32), (), (1, 1), str(error))
-    return Mask(boxes, areas, labels, (values.shape[1], values.shape[0]), "" if len(boxes) else "a mask without parts")
+        none = np.empty((0, 4), np.int32), np.empty(0, np.int32)
+        return Mask(*none, (), (1, 1), str(error), drawn=drawn)
+    shown = np.isin(values, list(names)).astype(np.float32)
+    cover = (255 * cv2.resize(shown, (GRID, GRID), interpolation=cv2.INTER_AREA)).astype(np.uint8)
+    size = (values.shape[1], values.shape[0])
+    return Mask(boxes, areas, labels, size, "" if len(boxes) else "a mask without parts", cover, drawn)
+
+
+def may_be_mask(head: bytes, size: int) -> bool:
+    """Whether a file may be a mask by its format and its bytes a pixel, of which solid areas need few.
+
+    Only a PNG or JPEG says so by its first bytes; `size` is that of the file, or -1.
+    """
+    if looks_like_dicom(head):
+        return False
+    shape = _shape_in(head)
+    return size < 0 or shape is None or size <= _DENSEST * shape[0] * shape[1] + _OVERHEAD
+
+
+def _shape_in(head: bytes) -> tuple[int, int] | None:
+    """Return width and height as a PNG or JPEG states them; None where its first bytes do not."""
+    if head.startswith(b"\x89PNG"):
+        return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+    at = 2
+    while head.startswith(b"\xff\xd8") and at + 9 <= len(head) and head[at] == 0xFF:
+        if 0xC0 <= head[at + 1] <= 0xCF and head[at + 1] not in (0xC4, 0xC8, 0xCC):
+            return int.from_bytes(head[at + 7 : at + 9], "big"), int.from_bytes(head[at + 5 : at + 7], "big")
+        at += 2 + int.from_bytes(head[at + 2 : at + 4], "big")
+    return None
 
 
 def _values(raw: bytes) -> tuple[np.ndarray, dict[int, int | str | None]]:
@@ -88,8 +133,10 @@ def _numbers(values: np.ndarray) -> tuple[np.ndarray, dict[int, int | str | None
     found = np.flatnonzero(counts)
     if len(found) > 2 and values.dtype == np.uint8 and _is_smoothed(counts):
         return (values > 127).astype(np.uint8), {1: None}
+    if len(found) > 2 and values.dtype == np.uint8 and (levels := _levels(values, counts)):
+        return _without_noise(values, levels)
     if len(found) > MOST_VALUES:
-        raise _MaskError(f"over {MOST_VALUES} values: a picture, not a mask")
+        raise _MaskError(MAP if _is_map(values) else f"over {MOST_VALUES} values: a picture, not a mask")
     background = 0 if counts[0] else int(counts.argmax())
     return values, {int(v): None if v == 255 and len(found) == 2 else int(v) for v in found if v != background}
 
@@ -103,6 +150,45 @@ def _is_smoothed(counts: np.ndarray) -> bool:
     return counts[1:].sum() < 2 * white and len(np.flatnonzero(counts)) > 8
 
 
+def _levels(values: np.ndarray, counts: np.ndarray) -> list[int]:
+    """Return the few gray values that an image has but for a lossy codec's noise along edges; empty for a picture."""
+    left, levels = counts.astype(np.int64), list[int]()
+    least = SMALLEST_SHARE * values.size
+    while len(levels) < _MOST_LEVELS and left.max() > least:
+        level = int(left.argmax())
+        levels.append(level)
+        left[max(0, level - _CLOSE) : level + _CLOSE + 1] = 0
+    noise = int(left.sum())
+    if not 0 < noise < _MOST_NOISE * values.size or len(np.flatnonzero(counts)) <= len(levels):
+        return []
+    nearest = np.abs(values[..., None].astype(np.int16) - np.array(levels, np.int16)).min(-1)
+    blobs = cv2.morphologyEx((nearest > _CLOSE).astype(np.uint8), cv2.MORPH_OPEN, np.ones((9, 9), np.uint8))
+    return [] if blobs.any() else sorted(levels)
+
+
+def _without_noise(values: np.ndarray, levels: list[int]) -> tuple[np.ndarray, dict[int, int | str | None]]:
+    """Return the nearest level of each pixel, without the thin seams that blurred edges leave between two levels."""
+    known = np.array(levels, np.int16)
+    nearest = known[np.abs(values[..., None].astype(np.int16) - known).argmin(-1)].astype(np.uint8)
+    background = 0 if levels[0] <= _CLOSE else int(np.bincount(nearest.ravel()).argmax())
+    solid = np.zeros_like(nearest)
+    for level in levels:
+        if level != background and level > _CLOSE:
+            area = cv2.morphologyEx((nearest == level).astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+            solid[area > 0] = level
+    found = [int(v) for v in np.unique(solid) if v]
+    return solid, {v: None if len(found) == 1 else v for v in found}
+
+
+def _is_map(values: np.ndarray) -> bool:
+    """Whether a gray image is smooth on black, as a blurred map of where somebody looked; radiographs have grain."""
+    if values.dtype != np.uint8 or np.mean(values <= values.min() + 2) < _BLACK:
+        return False
+    shown = values > values.min() + 2
+    grain = np.abs(values.astype(np.int16) - cv2.medianBlur(values, 3))
+    return bool(shown.any() and grain[shown].mean() < _GRAIN)
+
+
 def _colours(pixels: np.ndarray) -> tuple[np.ndarray, dict[int, int | str | None]]:
     opaque = np.where(pixels[..., 3:] > 0, pixels[..., :3], 0).astype(np.int32)
     if (np.ptp(opaque, axis=2) == 0).all():
@@ -110,7 +196,8 @@ def _colours(pixels: np.ndarray) -> tuple[np.ndarray, dict[int, int | str | None
     packed = opaque[..., 0] << 16 | opaque[..., 1] << 8 | opaque[..., 2]
     found, inverse, counts = np.unique(packed, return_inverse=True, return_counts=True)
     if len(found) > MOST_VALUES:
-        raise _MaskError(f"over {MOST_VALUES} colours: a picture, not a mask")
+        coloured = np.ptp(opaque, axis=2).mean() > _COLOURFUL
+        raise _MaskError(MAP if coloured else f"over {MOST_VALUES} colours: a picture, not a mask")
     background = 0 if found[0] == 0 else int(counts.argmax())
     names: dict[int, int | str | None] = {i + 1: f"#{c:06x}" for i, c in enumerate(found) if i != background}
     return (inverse.reshape(packed.shape) + 1).astype(np.uint8), names

@@ -12,21 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.boxes import BoxPlan
+from data_shards.choices import Choices
 from data_shards.config import PackConfig, check, conversion, recorded, within
 from data_shards.convert import Converted, Job, convert
 from data_shards.errors import MemberError, counted, printable
 from data_shards.given import given_annotations
 from data_shards.groups import read_earlier
 from data_shards.ids import Key, load_key, remember
-from data_shards.inventory import Entry, Inventory, take_inventory
+from data_shards.inventory import Entry, Inventory
 from data_shards.jobs import digest_of, job_of, patients_of, radiographs_in
 from data_shards.journal import Chunk, Journal
 from data_shards.labels import RESERVED
 from data_shards.ledger import Ledgers
 from data_shards.manifest import MANIFEST, read_manifest
+from data_shards.mask_search import take_inventory
 from data_shards.member import Member
 from data_shards.parallel import spread
-from data_shards.planning import Choices, plan_boxes
+from data_shards.planning import plan_boxes
 from data_shards.progress import progress
 from data_shards.settle import settle, write_parts
 from data_shards.shares import source_id, source_shares

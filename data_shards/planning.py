@@ -1,10 +1,10 @@
 """From annotations of any format to the boxes of every radiograph: what was found, which kind counts, and why."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from data_shards.annotation import Annotation, FormatError, Row
 from data_shards.boxes import Box, BoxPlan
+from data_shards.choices import Choices
 from data_shards.errors import PackError
 from data_shards.finder import ImageFinder
 from data_shards.ids import Key
@@ -40,19 +40,6 @@ _NAMES = {
 NOTHING_FOUND = f"no annotations ({', '.join(KINDS)}) were found"
 
 
-class Choices(NamedTuple):
-    """What the user decides: the settings of those names (config.PackConfig).
-
-    `boxes` is one of CHOICES, or anything else for annotations given apart; `labels` names the labels whose texts
-    travel whatever they are, columns beside KNOWN_COLUMNS among them.
-    """
-
-    boxes: str = "auto"
-    labels: Sequence[str] = ()
-    patient_column: str | None = None
-    masks: str | None = None
-
-
 def plan_boxes(choices: Choices, inventory: Inventory, given: Inventory, key: Key, ledgers: Ledgers) -> BoxPlan:
     """Find the boxes of every radiograph; what cannot be used is entered in the ledgers with its reason.
 
@@ -60,10 +47,11 @@ def plan_boxes(choices: Choices, inventory: Inventory, given: Inventory, key: Ke
     hold no boxes, can be read in two ways, or are of a format that is not read.
     """
     choice, labels = choices.boxes, [column_name(label) for label in choices.labels]
+    choices = choices._replace(labels=labels)
     finder = ImageFinder(inventory.images)
     sought = inventory if choice in CHOICES else given
     forced = choice if choice in KINDS else ""
-    found = recognise(sought, [*inventory.texts, *given.texts], finder, labels, forced)
+    found = recognise(sought, [*inventory.texts, *given.texts], finder, choices, forced)
     kinds = {kind: found.boxes[kind] for kind in KINDS if kind in found.boxes and forced in ("", kind)}
     images = sorted(inventory.images, key=lambda image: image.name)
     if choice not in ("none", "folders"):
@@ -152,6 +140,8 @@ def _from_annotations(
     """Boxes of the kind that covers most radiographs, for each source by itself: a source is one annotator's work."""
     chosen = _chosen(kinds, images, finder)
     used = [kind for kind in KINDS if kind in chosen.values()] or list(kinds)[:1]
+    if "masks" in used and found.mask_question:
+        raise PackError(found.mask_question)
     why = "; ".join(_told(kind, kinds[kind], found) for kind in used)
     if left := [f"{len(kinds[kind])} {_NAMES[kind]}" for kind in kinds if kind not in used]:
         why += f"; left: {', '.join(left)}, which cover no more radiographs; "
@@ -216,7 +206,7 @@ def _enter(
         entry = annotation.entry
         names = lists.setdefault(annotation.scope, LabelList(annotation.listed))
         ids = plan.files.setdefault(entry.file, [])
-        rows, alone = 0, annotation.single and not annotation.part
+        rows = 0
         try:
             for row, image in _placed(annotation, finder):
                 rows += 1
@@ -228,9 +218,7 @@ def _enter(
                     plan.orphan = plan.orphan or (entry, row.image)
                 elif chosen.get(image.source, annotation.kind) != annotation.kind:
                     reason = "its radiograph has boxes of another kind"
-                elif (
-                    annotation.single and not annotation.part and taken.setdefault(image.radiograph, entry) is not entry
-                ):
+                elif annotation.single and taken.setdefault(image.radiograph, entry) is not entry:
                     reason = TAKEN
                 if reason or image is None:
                     plan.lose(id_, entry, row.number, reason, ledgers)

@@ -1,18 +1,19 @@
 """Which files hold annotations, and of which kind: told by their content."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 
-from data_shards.annotation import Annotation, FormatError, Row
+from data_shards.annotation import Annotation
+from data_shards.choices import Choices
 from data_shards.class_list import class_list
 from data_shards.coco import read_coco
 from data_shards.cvat import read_cvat
 from data_shards.finder import ImageFinder
 from data_shards.foreign import foreign_format
-from data_shards.inventory import Inventory, Masked, Text
+from data_shards.inventory import Inventory, Text
 from data_shards.label_studio import read_label_studio
 from data_shards.labelme import read_labelme
+from data_shards.mask_kinds import read_masks
 from data_shards.number_texts import read_numbers
 from data_shards.supervisely import read_supervisely
 from data_shards.tables import Table, read_table
@@ -35,12 +36,16 @@ class Recognised:
     """What was found. `boxes` goes by kind; `whole` are tables that label whole images; `tables` all that name images.
 
     `unread` are texts that look like annotations and are not read, each with its format's name and what to do.
-    `lists` are class lists, and `questions` what must be settled where texts can be read in two ways.
+    `left` gives the reason of masks that do not count, by file, and `mask_question` says between which kinds of masks
+    the user must choose. `lists` are class lists, and `questions` what must be settled of texts that can be read in two
+    ways.
     """
 
     boxes: dict[str, list[Annotation]] = field(default_factory=dict)
     tables: list[Table] = field(default_factory=list)
     whole: list[Table] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+    mask_question: str = ""
     lists: list[Text] = field(default_factory=list)
     questions: list[str] = field(default_factory=list)
     unread: list[tuple[Text, str, str]] = field(default_factory=list)
@@ -51,17 +56,17 @@ class Recognised:
 
 
 def recognise(
-    sought: Inventory, lists: Iterable[Text], finder: ImageFinder, asked: Collection[str], forced: str
+    sought: Inventory, lists: Iterable[Text], finder: ImageFinder, choices: Choices, forced: str
 ) -> Recognised:
     """Go through the texts and masks `sought`, in the order of their names.
 
-    `lists` are texts among which class lists may be, `asked` columns to keep, `forced` a kind of KINDS that is wanted
-    (or nothing), which decides where a text can be read in two ways.
+    `lists` are texts among which class lists may be, `forced` a kind of KINDS that is wanted (or nothing), which
+    decides where a text can be read in two ways.
     """
     found = Recognised(lists=[text for text in lists if class_list(text)])
     numbers: list[Text] = []
     for text in sorted(sought.texts, key=lambda text: text.entry.name):
-        annotation = next((known for reader in READERS if (known := reader(text, asked)) is not None), None)
+        annotation = next((known for reader in READERS if (known := reader(text, choices.labels)) is not None), None)
         if annotation is not None:
             found.add(annotation)
         elif class_list(text):
@@ -69,8 +74,8 @@ def recognise(
         elif (table := read_table(text)) is not None:
             found.tables.append(table)
             if table.place:
-                found.add(table.annotation(asked))
-            elif table.whole(asked):
+                found.add(table.annotation(choices.labels))
+            elif table.whole(choices.labels):
                 found.whole.append(table)
         elif (unread := foreign_format(text)) is not None:
             found.unread.append((text, *unread))
@@ -81,21 +86,8 @@ def recognise(
         found.add(annotation)
     found.questions += read.questions
     found.unread += [(text, "numbers in an unknown order", "write YOLO text or COCO JSON") for text in read.unread]
-    for masked in sorted(sought.masks, key=lambda masked: masked.entry.name):
-        if finder.beside(masked.entry) is not None:
-            found.add(
-                Annotation("masks", masked.entry, partial(_mask_rows, masked), True, str(masked.entry.path.parent))
-            )
+    masks = read_masks(sought.masks, finder, choices.masks)
+    for annotation in masks.annotations:
+        found.add(annotation)
+    found.left, found.mask_question = masks.left, masks.question
     return found
-
-
-def _mask_rows(masked: Masked) -> Iterator[Row]:
-    """A row a part, numbered from 1."""
-    mask = masked.mask
-    if mask.reason:
-        raise FormatError(mask.reason)
-    for number, (box, area, value) in enumerate(zip(mask.boxes, mask.areas, mask.values, strict=True), 1):
-        x0, y0, x1, y1 = (float(c) for c in box)
-        labels = {} if value is None else {"class": value}
-        reason = "" if area >= mask.smallest else "a speck of the mask, under 0.01 % of its area"
-        yield Row(number, (x0, y0, x1, y1), labels, stated=mask.size, reason=reason)

@@ -9,16 +9,18 @@ import cv2
 import numpy as np
 
 from data_shards.boxes import Box
+from data_shards.choices import Choices
 from data_shards.config import check_pixel_aspect
 from data_shards.crops import MIN_SIDE, CropError, region, stretch
 from data_shards.drawing import GROUND, caption, stacked, write
 from data_shards.errors import MemberError, PackError
 from data_shards.given import given_annotations
 from data_shards.ids import Key
-from data_shards.inventory import Entry, take_inventory
+from data_shards.inventory import Entry
 from data_shards.ledger import Ledgers
+from data_shards.mask_search import take_inventory
 from data_shards.orient import exif_orientation, place
-from data_shards.planning import Choices, plan_boxes
+from data_shards.planning import plan_boxes
 from data_shards.radiograph import RadiographError, decode
 from data_shards.sources import Source, open_sources
 

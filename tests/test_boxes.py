@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from data_shards import inventory
 from data_shards.boxes import Box, Boxes
+from data_shards.choices import Choices
 from data_shards.class_list import _class_list
 from data_shards.coco import _run_corners
 from data_shards.crops import CropError
@@ -28,7 +29,7 @@ from data_shards.masks import read_mask
 from data_shards.member import Member
 from data_shards.orient import place
 from data_shards.pack import PackConfig, pack
-from data_shards.planning import Choices, plan_boxes
+from data_shards.planning import plan_boxes
 from data_shards.preview import preview
 from data_shards.shard_set import ShardSet
 from data_shards.sources import Source
@@ -531,7 +532,7 @@ def test_numbers_that_can_be_read_in_two_ways():
         ({"x.txt": "\n", "y.txt": "1 2 3 4\n5 6 7 8"}, "none"),  # numbers about no image
     ):
         assert planned(texts)[0].format == kind, texts
-    with pytest.raises(PackError, match="YOLO rows .* and as lines of corners .*--boxes yolo or --boxes lines"):
+    with pytest.raises(PackError, match=r"YOLO rows .* and as lines of corners .*--boxes yolo or --boxes lines"):
         planned({"x.txt": "0 0.1 0.3 0.4 0.5\n"})
     plan, _ = planned({"x.txt": "0 0.1 0.3 0.4 0.5\n"}, choice="lines")
     assert [box.corners for box in plan.boxes[KEY.id("radiograph", "s/x.png")]] == [(0, 0.1, 0.3, 0.4)]
@@ -751,7 +752,7 @@ def test_large_texts_are_held_only_if_they_begin_as_annotations_do():
         assert not inventory._annotates(text)
     ledgers, key = Ledgers(), Key(b"a public key for tests", None)
     member = Member("viewer.log", len(log), lambda: io.BytesIO(log.encode()), "")
-    taken = inventory.take_inventory([(0, Source(Path("a"), "a"), [member])], key, ledgers)
+    taken = inventory.list_files([(0, Source(Path("a"), "a"), [member])], key, ledgers)
     assert taken.texts == []
     assert ledgers.totals()["files"] == {"seen": 1, "used": 0, "rejected": 1}
 

@@ -1,0 +1,171 @@
+"""Kinds of masks: of jaws, teeth, lesions ...; those that cover the same areas are one kind."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from data_shards.annotation import Annotation, FormatError, Row
+from data_shards.errors import PackError, counted
+from data_shards.finder import ImageFinder
+from data_shards.inventory import Entry, Masked
+from data_shards.mask_search import stems_of
+from data_shards.spelling import subset_words
+
+SAME_AREA = "a mask of the same area as those that are used, which tell more teeth apart"
+NOT_CHOSEN = "a mask of another kind than --masks says"
+_EQUAL = 0.06
+"""Share of their area that two masks of one thing may differ by: rims, and a lossy codec."""
+_MOSTLY = 0.9  # of the radiographs that two kinds share
+
+
+@dataclass
+class MaskKind:
+    """Masks whose folders and name endings are alike, by the radiograph that they are about."""
+
+    label: str
+    ending: str
+    masks: dict[str, list[Masked]] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """The number of masks."""
+        return sum(map(len, self.masks.values()))
+
+    def is_called(self, name: str) -> bool:
+        """Whether `--masks` means this kind by a folder's path, its end, or an ending of names."""
+        wanted, label = name.strip("/ ").casefold(), self.label.casefold()
+        return label == wanted or label.endswith(f"/{wanted}") or (wanted.strip("*_- ") == self.ending != "")
+
+
+@dataclass
+class Masks:
+    """Annotations of the masks that count; `left` gives the reason of those that do not, by file.
+
+    `question` says between which kinds the user must choose.
+    """
+
+    annotations: list[Annotation] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+    question: str = ""
+
+
+def read_masks(masks: Sequence[Masked], finder: ImageFinder, asked: str | None) -> Masks:
+    """Return the masks to use: of the kind `asked` for, else of all kinds if no two differ on a radiograph.
+
+    Raise PackError where no kind is the one that is asked for.
+    """
+    images: dict[str, Entry] = {}
+    kinds = _kinds(masks, finder, images)
+    found = Masks()
+    if asked is not None:
+        chosen = [kind for kind in kinds if kind.is_called(asked)]
+        if not chosen:
+            there = ", ".join(kind.label for kind in kinds) or "none"
+            raise PackError(f"--masks {asked}: there are no such masks (there are: {there}). Name one of these.")
+        for kind in kinds:
+            found.left.update({m.entry.file: NOT_CHOSEN for m in _all(kind) if kind not in chosen})
+        kinds = chosen
+    groups = _grouped(kinds)
+    apart = ((a, b) for n, group in enumerate(groups) for a in group for other in groups[:n] for b in other)
+    if any(a.masks.keys() & b.masks.keys() for a, b in apart):
+        listed = ", ".join(f"{kind.label} ({counted(kind.count, 'mask')})" for kind in kinds)
+        found.question = (
+            f"masks of several kinds lie beside the radiographs: {listed}. Say which of them are of teeth with "
+            f"--masks FOLDER, such as --masks '{kinds[-1].label}'"
+        )
+    for group in groups:
+        for radiograph in dict.fromkeys(r for kind in group for r in kind.masks):
+            first, *others = (kind.masks[radiograph] for kind in group if radiograph in kind.masks)
+            alone = len(first) == 1
+            for masked in first:
+                rows = partial(_rows, masked, str(images[radiograph].path), alone)
+                found.annotations.append(Annotation("masks", masked.entry, rows, False, str(masked.entry.path.parent)))
+            found.left.update({masked.entry.file: SAME_AREA for other in others for masked in other})
+    return found
+
+
+def _kinds(masks: Sequence[Masked], finder: ImageFinder, images: dict[str, Entry]) -> list[MaskKind]:
+    """Return masks with parts by kind; `images` receives their radiographs by id."""
+    kinds: dict[str, MaskKind] = {}
+    for masked in sorted(masks, key=lambda masked: masked.entry.name):
+        stem, image = next(
+            ((s, i) for s in stems_of(masked.entry) if (i := finder.of_stem(s, masked.entry))), ("", None)
+        )
+        if image is None:
+            continue
+        images[image.radiograph] = image
+        ending = "".join(masked.entry.stem.casefold().split(stem, 1)) if stem != masked.entry.stem.casefold() else ""
+        ending = "" if stem not in masked.entry.stem.casefold() else ending.strip("_-. 0123456789")
+        folders = [part for part in masked.entry.path.parts[1:-1] if not _is_any(part, image)]
+        label = "/".join([*folders, *([f"*_{ending}"] if ending else [])]) or "."
+        kind = kinds.setdefault(label, MaskKind(label, ending))
+        kind.masks.setdefault(image.radiograph, []).append(masked)
+    return list(kinds.values())
+
+
+def _is_any(folder: str, image: Entry) -> bool:
+    """Whether a folder's name says nothing of a kind: a subset, a number, or the radiograph."""
+    words = subset_words(folder)
+    return folder.casefold() == image.stem.casefold() or words in (["train"], ["val"], ["test"]) or folder.isdecimal()
+
+
+def _all(kind: MaskKind) -> Iterator[Masked]:
+    return (masked for masks in kind.masks.values() for masked in masks)
+
+
+def _grouped(kinds: Sequence[MaskKind]) -> list[list[MaskKind]]:
+    """Return kinds in groups that cover the same areas, in each the one first that tells most instances apart."""
+    groups: list[list[MaskKind]] = []
+    for kind in kinds:
+        group = next((group for group in groups if any(_same_area(kind, other) for other in group)), None)
+        if group is None:
+            groups.append([kind])
+        else:
+            group.append(kind)
+    for group in groups:
+        group.sort(key=lambda kind: (-kind.count / len(kind.masks), -_parts(kind) / len(kind.masks)))
+    return groups
+
+
+def _parts(kind: MaskKind) -> int:
+    return sum(int((masked.mask.areas >= masked.mask.smallest).sum()) for masked in _all(kind))
+
+
+def _same_area(one: MaskKind, other: MaskKind) -> bool:
+    """Whether the unions of two kinds' masks are equal on most radiographs that both cover."""
+    both = one.masks.keys() & other.masks.keys()
+    equal = 0
+    for radiograph in both:
+        first, second = (_union(kind.masks[radiograph]) for kind in (one, other))
+        area = max(first.sum(), second.sum())
+        equal += bool(np.abs(first - second).sum() <= _EQUAL * area)
+    return bool(both) and equal >= _MOSTLY * len(both)
+
+
+def _union(masks: Sequence[Masked]) -> np.ndarray:
+    covers = [masked.mask.cover.astype(np.float32) for masked in masks if masked.mask.cover.size]
+    return np.minimum(np.sum(covers, axis=0), 255) if covers else np.zeros((1, 1), np.float32)
+
+
+def _rows(masked: Masked, image: str, alone: bool) -> Iterator[Row]:
+    """Yield a row a part, numbered from 1; of a mask among several of its radiograph one for all its parts.
+
+    Such a mask shows one tooth. But where none of its parts is most of it, it shows several.
+    """
+    mask = masked.mask
+    if mask.reason:
+        raise FormatError(mask.reason)
+    large = mask.areas >= mask.smallest
+    if not alone and large.any() and len(set(mask.values)) == 1 and mask.areas.max() * 2 >= mask.areas[large].sum():
+        x0, y0 = mask.boxes[large][:, :2].min(0)
+        x1, y1 = mask.boxes[large][:, 2:].max(0)
+        boxes: Mapping[int, tuple[np.ndarray, bool]] = {0: (np.array((x0, y0, x1, y1)), True)}
+    else:
+        boxes = {n: (box, bool(is_large)) for n, (box, is_large) in enumerate(zip(mask.boxes, large, strict=True))}
+    for number, (box, is_large) in boxes.items():
+        x0, y0, x1, y1 = (float(c) for c in box)
+        labels = {} if (value := mask.values[number]) is None else {"class": value}
+        reason = "" if is_large else "a speck of the mask, under 0.01 % of its area"
+        yield Row(number + 1, (x0, y0, x1, y1), labels, image, stated=mask.size, reason=reason)
