@@ -14,6 +14,7 @@ from data_shards.mask_search import stems_of
 from data_shards.spelling import subset_words
 
 SAME_AREA = "a mask of the same area as those that are used, which tell more teeth apart"
+PARTLESS = "a mask whose parts are all specks, under 0.01 % of its area"
 NOT_CHOSEN = "a mask of another kind than --masks says"
 _EQUAL = 0.06
 """Share of their area that two masks of one thing may differ by: rims, and a lossy codec."""
@@ -67,14 +68,17 @@ def read_masks(masks: Sequence[Masked], finder: ImageFinder, asked: str | None) 
         for kind in kinds:
             found.left.update({m.entry.file: NOT_CHOSEN for m in _all(kind) if kind not in chosen})
         kinds = chosen
-    groups = _grouped(kinds)
+    groups = _grouped([kind for kind in kinds if _parts(kind)])
     apart = ((a, b) for n, group in enumerate(groups) for a in group for other in groups[:n] for b in other)
     if any(a.masks.keys() & b.masks.keys() for a, b in apart):
         listed = ", ".join(f"{kind.label} ({counted(kind.count, 'mask')})" for kind in kinds)
         found.question = (
             f"masks of several kinds lie beside the radiographs: {listed}. Say which of them are of teeth with "
-            f"--masks FOLDER, such as --masks '{kinds[-1].label}'"
+            f"--masks FOLDER, such as --masks '{groups[-1][0].label}'"
         )
+    found.left.update(
+        {m.entry.file: m.mask.reason or PARTLESS for kind in kinds if not _parts(kind) for m in _all(kind)}
+    )
     for group in groups:
         for radiograph in dict.fromkeys(r for kind in group for r in kind.masks):
             first, *others = (kind.masks[radiograph] for kind in group if radiograph in kind.masks)

@@ -81,11 +81,12 @@ def decide(rows: Iterable[Sequence[float]], points: tuple[int, int] | None = Non
         return Reading(False, points[0] * points[1])
     if said:
         return Reading(said == "outlines")
-    long = [row for row in rows if len(row) > 4]
+    all_rows = list(rows)
+    long = [row for row in all_rows if len(row) > 5]
     if not long:
         return Reading()
-    columns = {len(row) for row in long if len(row) > 6}
-    same = columns.pop() if len(columns) == 1 and all(len(row) > 6 for row in long) else 0
+    columns = {len(row) for row in all_rows}
+    same = columns.pop() if len(columns) == 1 else 0  # rows with key points have equally many columns
     shapes = [(same - 4) // n for n in (2, 3) if same and (same - 4) % n == 0]
     boxes = max(sum(_fits_box(row, (same - 4) // n if n else 0) for row in long) for n in [*shapes, 0])
     outlines = sum(map(_fits_outline, long))
@@ -115,8 +116,6 @@ def _fits_box(row: Sequence[float], width: int) -> bool:
     if min(x - w / 2, y - h / 2) < -_EDGE or max(x + w / 2, y + h / 2) > 1 + _EDGE:
         return False
     rest = row[4:]
-    if len(rest) == 1:
-        return 0 <= rest[0] <= 1 or _is_count(rest[0])
     if len(rest) == 2:
         tracked = 0 <= rest[0] <= 1 and _is_count(rest[1])
         return tracked or _near(row, rest[0], rest[1])

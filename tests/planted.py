@@ -170,7 +170,7 @@ def scans():
 def table(names):
     """A CSV whose other columns hold the secrets, with rows of every mistake. The terminal names the columns."""
     rows = [f"image,x0,y0,x1,y1,fdi,finding,patient,{PLACE[0]},date"]
-    rows += [f"{name},4,4,40,50,11,caries,{HEADER[1]},{SAID},{HEADER[2]}" for name in names]
+    rows += [f"{name},4,4,40,50,11,caries,{HEADER[1]}-{n},{SAID},{HEADER[2]}" for n, name in enumerate(names)]
     rows += [f"{names[0]},{HEADER[0]},4,40,50,{HEADER[1]},none,,,", f"{KEPT}-gone.png,4,4,40,50,11,none,{SAID},,"]
     return "\n".join(rows).encode()
 
