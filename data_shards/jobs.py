@@ -24,7 +24,7 @@ def patients_of(
 ) -> dict[str, tuple[str, str]]:
     """Return the patient's id and what it was made from, by radiograph id.
 
-    The pattern decides, else tables, else each radiograph is a patient.
+    The pattern decides, else tables (whose texts stay out of the second), else each radiograph is a patient.
     """
     patients = {}
     for image in images:
@@ -32,7 +32,7 @@ def patients_of(
             ledgers.reject("radiographs", image.radiograph, TWO_PATIENTS)
             continue
         if pattern is None and (stated := tables.names.get(image.radiograph)):
-            patients[image.radiograph] = (key.id("patient", "dicom", stated), stated)  # as if a header stated it
+            patients[image.radiograph] = (key.id("patient", "dicom", stated), "")  # as if a header stated it
             continue
         if pattern is None:
             name = image.name

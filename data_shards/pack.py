@@ -213,7 +213,8 @@ def _table(
         yield entry.file, "file", where
         if entry.radiograph in patients:
             yield entry.radiograph, "radiograph", where
-            yield patients[entry.radiograph][0], "patient", patients[entry.radiograph][1]
+            id_, name = patients[entry.radiograph]
+            yield id_, "patient", name or f"the one whose radiograph is {where}"
         for number, frame in enumerate(frames.get(entry.radiograph, [])):
             if frame.patient != patients[entry.radiograph][0]:  # of a header, which no file of ours repeats
                 yield frame.patient, "patient", f"the one whose radiograph is {where}"
