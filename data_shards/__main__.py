@@ -89,9 +89,10 @@ def preview_command(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=str, default="sheet.png", help="PNG to write")
     parser.add_argument("--boxes", type=str, default="auto", help="for sources, as in `pack`")
     parser.add_argument("--pixel_aspect", type=float | None, default=None, help="for sources, as in `pack`")
+    parser.add_argument("--masks", type=str | None, default=None, help="for sources, as in `pack`")
     given = read(parser, argv)
     paths = [Path(path) for path in given.paths]
-    print("\n".join(previewing.preview(paths, Path(given.out), given.boxes, given.pixel_aspect)))
+    print("\n".join(previewing.preview(paths, Path(given.out), given.boxes, given.pixel_aspect, given.masks)))
 
 
 def locate_command(argv: Sequence[str]) -> None:

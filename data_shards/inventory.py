@@ -35,6 +35,13 @@ _MASK_NAME = re.compile(r"[_-](?:mask|seg|segmentation)(\.[^./]*)?$", re.IGNOREC
 _MAX_TEXT_BYTES = 256 << 20  # a table of three million boxes
 _LARGE = 1 << 20
 """Characters beyond which a text is held only if it begins as annotations do."""
+_JSON_KEYS = re.compile(
+    r'"(?:annotations|completions|shapes|regions|objects|items|instances|predictions|labels|\w*bbox\w*|points|polygons?|'
+    r'original_width|bounding_?[bB]ox|_via_img_metadata|data_row|className|vid|features)"\s*:'
+)
+_XML_TAGS = re.compile(r"<(?:annotations?|object|image|bndbox|polygon|box|track|PcGts|alto)[\s>]", re.IGNORECASE)
+_EMBEDDED = re.compile(r'("imageData"\s*:\s*)"[^"]*"')
+"""The radiograph itself, which LabelMe repeats in its files."""
 _STARTS = re.compile(r"\s*([{\[<]|[-+]?(\d|\.\d))")  # JSON, XML, a row of numbers
 
 
@@ -151,7 +158,7 @@ def _enter(entry: Entry, member: Member, inventory: Inventory, ledgers: Ledgers,
                 if may_be_mask(head, member.size):
                     inventory.sparse.add(entry.radiograph)
         elif _may_annotate(head, entry):
-            text = _decoded(member.read(_MAX_TEXT_BYTES))
+            text = _EMBEDDED.sub(r"\1null", _decoded(member.read(_MAX_TEXT_BYTES)))
             if len(text) > _LARGE and not _annotates(text):
                 inventory.others.append(entry)
                 ledgers.reject("files", entry.file, NEITHER)
@@ -179,9 +186,9 @@ def _annotates(text: str) -> bool:
     head = text[:_LARGE]
     first = head.lstrip()[:1]
     if first in ("{", "["):
-        return '"annotations"' in text
+        return _JSON_KEYS.search(text) is not None
     if first == "<":
-        return "<annotation" in head
+        return _XML_TAGS.search(head) is not None
     rows = [re.split(r"[,;\s]+", row.strip()) for row in head.splitlines()[:100]]
     return _is_table(head) or any(sum(map(_is_number, row)) >= 4 for row in rows)
 

@@ -53,6 +53,7 @@ def close(
     known = {annotation.entry.file for annotations in found.boxes.values() for annotation in annotations}
     known |= {text.entry.file for text in [*found.lists, *(table.text for table in found.whole)]}
     tables = {table.text.entry.file for table in found.tables}
+    unread = {text.entry.file: name for text, name, _ in found.unread}
     looked_at = {text.entry.file for text in sought.texts}
     for inventory in inventories:
         for text in inventory.texts:
@@ -61,6 +62,8 @@ def close(
                 continue
             if file in known:
                 reason = f"annotations of another kind than {plan.format}"
+            elif file in unread:
+                reason = f"annotations in a format that is not read: {unread[file]}"
             elif file in tables:
                 reason = "a table of images without a label column that is kept, or with boxes in unknown columns"
             elif text.text.strip() and text.suffix in (".csv", ".tsv"):

@@ -40,7 +40,7 @@ def read_numbers(texts: Sequence[Text], lists: Sequence[Text], finder: ImageFind
         judged = [(text, kind) for text, kind in judged if kind != "lines"]
     counts = {kind: sum(k == kind for _, k in judged) for kind in ("yolo", "lines", "both")}
     if not any(counts.values()):
-        found.unread = [text for text, _ in judged if _is_numeric(text) and finder.beside(text.entry) is not None]
+        found.unread = [text for text, _ in judged if _is_numeric(text) and _is_about_images(text, finder)]
         return found
     usual = "lines" if counts["lines"] > counts["yolo"] else "yolo"
     if not counts["yolo"] and not counts["lines"] and not lists and not forced:
@@ -113,6 +113,14 @@ def _is_yolo(row: str) -> bool:
 def _is_line(row: str) -> bool:
     found = parse_line(row)
     return found is not None and found[0][0] < found[0][2] and found[0][1] < found[0][3]
+
+
+def _is_about_images(text: Text, finder: ImageFinder) -> bool:
+    """Whether a text lies beside a radiograph, or its rows begin with the names of radiographs."""
+    if finder.beside(text.entry) is not None:
+        return True
+    first = (re.split(r"[,;\t]| +", row.strip(), maxsplit=1)[0].strip('"') for _, row in islice(rows_of(text.text), 5))
+    return any(name and finder.candidates(name) for name in first)
 
 
 def _is_numeric(text: Text) -> bool:

@@ -19,7 +19,13 @@ COLUMNS, ROWS = 10, 5
 _CAPTION = 16
 
 
-def preview(paths: Sequence[Path], out: Path, boxes: str = "auto", pixel_aspect: float | None = None) -> list[str]:
+def preview(
+    paths: Sequence[Path],
+    out: Path,
+    boxes: str = "auto",
+    pixel_aspect: float | None = None,
+    masks: str | None = None,
+) -> list[str]:
     """Write a PNG of crops from shards, or of a source's first radiographs with their boxes, one below the other.
 
     Returns what it shows, a line a path. Captions are labels; no name is drawn. Raises ShardError or PackError where
@@ -28,7 +34,7 @@ def preview(paths: Sequence[Path], out: Path, boxes: str = "auto", pixel_aspect:
     sheets, told = [], []
     for path in paths:
         shards = is_shards(path)
-        sheet, what = crop_sheet(ShardSet(path)) if shards else radiograph_sheet(path, boxes, pixel_aspect)
+        sheet, what = crop_sheet(ShardSet(path)) if shards else radiograph_sheet(path, boxes, pixel_aspect, masks)
         sheets.append(sheet)
         told.append(f"{out}: {what} of {path}")
     try:

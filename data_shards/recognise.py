@@ -16,7 +16,7 @@ from data_shards.labelme import read_labelme
 from data_shards.mask_kinds import read_masks
 from data_shards.number_texts import read_numbers
 from data_shards.supervisely import read_supervisely
-from data_shards.tables import Table, read_table
+from data_shards.tables import Table, places_unread, read_table
 from data_shards.via import read_via
 from data_shards.voc import read_voc
 
@@ -24,6 +24,7 @@ READERS: tuple[Callable[[Text, Collection[str]], Annotation | None], ...] = (
     *(read_coco, read_labelme, read_cvat, read_label_studio, read_via, read_supervisely, read_voc),
 )
 """Readers of files that say by themselves what they are. Each returns None for any other file."""
+_TABLE = "a table with boxes in unknown columns", "name them image, x0, y0, x1, y1"
 TOOLS = ("labelme", "cvat", "label_studio", "via", "supervisely")
 """Kinds of annotations as annotation tools save them."""
 KINDS = ("coco", *TOOLS, "csv", "voc", "yolo", "lines", "masks")
@@ -77,6 +78,10 @@ def recognise(
                 found.add(table.annotation(choices.labels))
             elif table.whole(choices.labels):
                 found.whole.append(table)
+            elif places_unread(text):
+                found.unread.append((text, *_TABLE))
+        elif places_unread(text):
+            found.unread.append((text, *_TABLE))
         elif (unread := foreign_format(text)) is not None:
             found.unread.append((text, *unread))
         else:

@@ -33,7 +33,9 @@ BORDER = 0.12
 _KEY = Key(b"preview: nothing is written under these ids", None)
 
 
-def radiograph_sheet(path: Path, boxes: str, pixel_aspect: float | None) -> tuple[np.ndarray, str]:
+def radiograph_sheet(
+    path: Path, boxes: str, pixel_aspect: float | None, masks: str | None = None
+) -> tuple[np.ndarray, str]:
     """The first radiographs of a source that decode, stretched to square pixels, with the boxes that would be cut.
 
     `pixel_aspect` None: as each file declares. Where whole images would be taken, nothing is drawn on them, and below
@@ -45,7 +47,7 @@ def radiograph_sheet(path: Path, boxes: str, pixel_aspect: float | None) -> tupl
     sources, ledgers = open_sources([path]), Ledgers()
     inventory = take_inventory(((n, s, s.members()) for n, s in enumerate(sources)), _KEY, ledgers)
     given = given_annotations(boxes, sources, inventory, _KEY, ledgers)
-    plan = plan_boxes(Choices(boxes), inventory, given, _KEY, ledgers)
+    plan = plan_boxes(Choices(boxes, masks=masks), inventory, given, _KEY, ledgers)
     wanted = {e.name: e for e in inventory.images if ledgers.is_used("radiographs", e.radiograph)}
     drawn: list[np.ndarray] = []
     for raw, entry in _raw(sources, wanted):

@@ -24,9 +24,8 @@ _SIDES = (("w", "h"), ("width", "height"), ("bbox_w", "bbox_h"), ("bbox_width", 
 _IMAGE_SIZES = (("image_width", "image_height"), ("img_width", "img_height"), ("width", "height"))
 _BEFORE = re.compile(r"\A(?:sep=.\n)?(?:#[^\n,;|\t]*\n)*", re.IGNORECASE)
 """What may stand before the header: what divides columns, for spreadsheets, and comments."""
-_PLACES = frozenset(name for names in (*CORNERS, *_STARTS, *_CENTRES) for name in names) | {
-    *("bbox", "box", "bounding_box", "polygon", "segmentation")
-}
+_AREAS = frozenset(("bbox", "box", "bounding_box", "polygon", "points", "segmentation", "coordinates", "rle"))
+_PLACES = frozenset(name for names in (*CORNERS, *_STARTS, *_CENTRES) for name in names) | _AREAS
 """A table with one of these is about parts of images, so its rows label no whole ones."""
 
 
@@ -130,6 +129,13 @@ def read_table(text: Text) -> Table | None:
         if image is not None and (len(columns) > 1 or text.suffix in (".csv", ".tsv")):
             found.append(Table(text, columns, delimiter, image))
     return max(found, key=lambda table: len(table.columns), default=None)
+
+
+def places_unread(text: Text) -> bool:
+    """Whether a text is a table that says where something lies, in columns that are not understood."""
+    header = _BEFORE.sub("", text.text.lstrip("\n \t"), count=1).partition("\n")[0]
+    columns = {column_name(c) for c in re.split(r"[,;|\t]", header.replace('"', ""))}
+    return len(columns & _PLACES) >= 2 or bool(columns & _AREAS & _PLACES and columns & set(IMAGE_COLUMNS))
 
 
 def tables_in(texts: Iterable[Text]) -> Iterator[Table]:

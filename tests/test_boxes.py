@@ -805,7 +805,9 @@ def test_tables_as_people_write_them(text, tmp_path, capsys):
 def test_a_table_that_names_no_images_is_told(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 50), dtype=np.uint8)).save(tmp_path / "a.png")
     (tmp_path / "t.csv").write_text("who,x0,y0\na.png,5,5\n")
-    manifest = pack(PackConfig([tmp_path], tmp_path / "out", key=b"a public key for tests", quiet=True))
+    with pytest.raises(PackError, match="boxes in unknown columns"):
+        pack(PackConfig([tmp_path], tmp_path / "out", key=b"a public key for tests", quiet=True))
+    manifest = pack(PackConfig([tmp_path], tmp_path / "out", key=b"a public key for tests", quiet=True, boxes="none"))
     reason = "a table without a column that names images, such as `image` or `file_name`"
     assert manifest["reasons"]["files"] == {reason: 1}
 
