@@ -29,7 +29,7 @@ _FORMATS: tuple[tuple[str, str, str], ...] = (
 """Name, what it is told by, and the remedy."""
 _GEOMETRY = re.compile(
     r"(?:b|bnd|bounding|rotated)?_?-?(?:box|rect|rectangle)(?:es|s)?|points?|poly(?:gon|line)s?|segmentations?|masks?|"
-    r"contours?|outlines?|vertices|vertex|coordinates|coords|keypoints|exterior|rle",
+    r"contours?|outlines?|xy|vertices|vertex|coordinates|coords|keypoints|exterior|rle",
     re.IGNORECASE,
 )
 _SIDES = (

@@ -9,6 +9,8 @@ from data_shards.annotation import Annotation, Corners, Row, in_shares
 from data_shards.inventory import Text
 from data_shards.markup import rows_of
 
+_TOO_MANY = 3
+"""Numbers after the corners that are no label: two may be a confidence and a class."""
 _DIVIDED = re.compile(r"[\s,;]+")
 
 
@@ -21,14 +23,28 @@ def read_lines(text: Text) -> Annotation:
 
 
 def parse_line(line: str) -> tuple[Corners, str] | None:
-    """Corners and label (may be empty) of a line; None where it does not begin with four finite numbers."""
+    """Return corners and label (may be empty) of a line; None where it does not begin with four finite numbers.
+
+    Of seven numbers and more, as of the corners of an outline, nobody knows the order.
+    """
     fields = _DIVIDED.split(line.strip(), maxsplit=4)
     try:
         x0, y0, x1, y1 = (float(field) for field in fields[:4])
     except ValueError:
         return None
     corners = x0, y0, x1, y1
+    further = _DIVIDED.split(fields[4]) if len(fields) > 4 else []
+    if len(further) >= _TOO_MANY and all(map(_is_number, further[:_TOO_MANY])):
+        return None
     return (corners, "".join(fields[4:])) if all(math.isfinite(c) for c in corners) else None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _rows(text: str) -> Iterator[Row]:
