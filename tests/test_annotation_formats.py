@@ -223,7 +223,7 @@ def test_a_tools_export_gives_its_teeth(tmp_path, capsys, tool):
          "CVAT for video"),
         ("a.json", '{"items": [{"id": "0", "annotations": [{"label_id": 0, "bbox": [1, 2, 3, 4]}]}]}', "Datumaro"),
         ("a.json", '{"metadata": {"1_a": {"vid": "1", "xy": [2, 10, 10, 30, 40], "av": {}}}}', "VIA 3"),
-        ("a.json", '[{"image": "0.png", "annotations": [{"label": "x", "coordinates": {"x": 1, "y": 2}}]}]', "CreateML"),
+        ("a.json", '[{"image": "0.png", "annotations": [{"label": "", "coordinates": {"x": 1, "y": 2}}]}]', "CreateML"),
         ("a.ndjson", '{"data_row": {"id": "a"}, "bounding_box": {"top": 1, "left": 2, "width": 3, "height": 4}}\n' * 2,
          "Labelbox"),
         ("0.json", '{"teeth": [{"name": "36", "bbox": [1, 2, 30, 40]}]}', "JSON of an unknown tool"),

@@ -808,7 +808,7 @@ def test_a_table_that_names_no_images_is_told(tmp_path):
     with pytest.raises(PackError, match="boxes in unknown columns"):
         pack(PackConfig([tmp_path], tmp_path / "out", key=b"a public key for tests", quiet=True))
     manifest = pack(PackConfig([tmp_path], tmp_path / "out", key=b"a public key for tests", quiet=True, boxes="none"))
-    reason = "a table without a column that names images, such as `image` or `file_name`"
+    reason = "annotations in a format that is not read: a table with boxes in unknown columns"
     assert manifest["reasons"]["files"] == {reason: 1}
 
 
