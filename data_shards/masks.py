@@ -22,14 +22,17 @@ MOST_PARTS = 1000
 MAP = "a picture, not a mask: of colours, or smooth on black, as a map of gaze or attention"
 _MOST_LEVELS, _CLOSE, _MOST_NOISE = 12, 3, 0.08
 """Of a mask that a lossy codec saved: values, gray values that an area varies by, and share of pixels beyond that."""
-_BLACK, _GRAIN, _COLOURFUL = 0.3, 0.5, 20
-"""Share of a map that is black, its grain in gray values, and what its colours differ from gray by."""
+_BLACK, _GRAIN, _COLOURFUL = 0.3, 0.12, 20
+"""Share of a map that is black; its grain in gray values (blurred spots have under 0.09 after JPEG of quality 75,
+UFBA-425's radiographs over 1.07, and 0.15 enlarged four times); and what its colours differ from gray by."""
+_COARSE = 2.5
+"""Gray values that a map differs by from itself at 64 by 64 pixels: maps have 0.5 to 1.2, the same radiographs 3.5."""
 GRID = 64
 """Cells of `Mask.cover` in a row and in a column."""
 _SOLID = 0.85
-"""Share of pixels that are equal to their right neighbour: masks have over 0.95, radiographs of 64 grays 0.3 to 0.7."""
+"""Share of pixels that are equal to their right neighbour: UFBA-425's radiographs in 16 grays have up to 0.80."""
 _DENSEST, _OVERHEAD = 0.8, 4096
-"""Bytes a pixel, and beside these, that a mask may have. Radiographs have 0.4 to 1.5 as PNG."""
+"""Bytes a pixel, and beside these, that a mask may have: more than enough, so that none is missed."""
 _NEAR = 16  # gray values: smoothing and JPEG leave most of what was white this near to it
 
 
@@ -182,11 +185,16 @@ def _without_noise(values: np.ndarray, levels: list[int]) -> tuple[np.ndarray, d
 
 def _is_map(values: np.ndarray) -> bool:
     """Whether a gray image is smooth on black, as a blurred map of where somebody looked; radiographs have grain."""
-    if values.dtype != np.uint8 or np.mean(values <= values.min() + 2) < _BLACK:
+    if values.dtype != np.uint8:
         return False
     shown = values > values.min() + 2
-    grain = np.abs(values.astype(np.int16) - cv2.medianBlur(values, 3))
-    return bool(shown.any() and grain[shown].mean() < _GRAIN)
+    black = 1 - shown.mean()
+    if black < _BLACK or not shown.any():
+        return False
+    grain = cv2.absdiff(values, cv2.medianBlur(values, 3))[shown].mean()
+    small = cv2.resize(values, (GRID, GRID), interpolation=cv2.INTER_AREA)
+    coarse = cv2.absdiff(values, cv2.resize(small, values.shape[::-1], interpolation=cv2.INTER_CUBIC))[shown].mean()
+    return bool(grain < _GRAIN and (coarse < _COARSE or black > 1 - _BLACK / 2))
 
 
 def _colours(pixels: np.ndarray) -> tuple[np.ndarray, dict[int, int | str | None]]:
