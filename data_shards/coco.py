@@ -118,8 +118,11 @@ def _labels(
     annotation: Mapping[str, Any], names: Mapping[str, Mapping[object, str | None]], asked: Collection[str]
 ) -> dict[str, str | int]:
     labels = labels_from("", mapping(annotation.get("attributes")), asked)  # as CVAT writes them
-    if _is_id(id_ := annotation.get("category_id")):
-        labels["class"] = _of_id(names["categories"], id_) or id_
+    id_ = annotation.get("category_id")
+    if name := _of_id(names["categories"], id_):
+        labels["class"] = name
+    elif _is_id(id_):
+        labels["class"] = id_
     parts: dict[str, str | int] = {}
     for n, part in enumerate(_DENTEX, 1):
         if _is_id(id_ := annotation.get(f"category_id_{n}")):
@@ -177,6 +180,8 @@ def _by_id(items: Iterable[tuple[object, _Item]]) -> dict[object, _Item | None]:
 
 
 def _of_id(items: Mapping[object, _Item | None], id_: object) -> _Item | None:
+    if isinstance(id_, float) and id_.is_integer():
+        id_ = int(id_)
     if not _is_id(id_):
         return None
     return items[id_] if id_ in items else items.get(str(id_).strip())

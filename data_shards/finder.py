@@ -17,16 +17,17 @@ class ImageFinder:
     """
 
     def __init__(self, images: Iterable[Entry]) -> None:
-        self._images = list(images)
-        self._exact = _Names(self._images, lambda name: {composed(name)})
+        self.images = list(images)
+        self._exact = _Names(self.images, lambda name: {composed(name)})
+        self._known: tuple[str, list[Entry]] = ("", [])  # the last name, as a tooth's rows lie together
 
     @cached_property
     def _folded(self) -> "_Names":
-        return _Names(self._images, lambda name: {folded(name)})
+        return _Names(self.images, lambda name: {folded(name)})
 
     @cached_property
     def _spelled(self) -> "_Names":
-        return _Names(self._images, variants)
+        return _Names(self.images, variants)
 
     def beside(self, annotation: Entry) -> Entry | None:
         """Return the image of an annotation file: of its stem beside it or in a twin folder, else anywhere if unique.
@@ -37,13 +38,8 @@ class ImageFinder:
         for names in self._stages():
             for entry in entries:
                 if found := names.beside(entry):
-                    return _nearest(found, annotation)
+                    return nearest(found, annotation)
         return None
-
-    def of_stem(self, stem: str, annotation: Entry) -> Entry | None:
-        """Return the image of this stem that a file is about, as `beside` does."""
-        path = annotation.path
-        return self.beside(annotation._replace(name=f"{path.parent}/{stem}{path.suffix}"))
 
     def named(self, name: str, annotation: Entry) -> Entry | None:
         """Return the image that an annotation file calls `name`: a path's end, a file name or a stem.
@@ -53,10 +49,15 @@ class ImageFinder:
         whose folder the annotation file is named after (`train/7.png` of `instances_train.json`).
         """
         found = self.candidates(name)
-        return _nearest(found, annotation) if found else None
+        return nearest(found, annotation) if found else None
 
     def candidates(self, name: str) -> list[Entry]:
         """Return all images that have a name."""
+        if self._known[0] != name:
+            self._known = name, self._candidates(name)
+        return self._known[1]
+
+    def _candidates(self, name: str) -> list[Entry]:
         parts = PurePosixPath(name.strip().replace("\\", "/")).parts
         ends = ["/".join(parts[start:]) for start in range(len(parts))]
         for names in self._stages():
@@ -105,14 +106,15 @@ class _Names:
         return "/".join((*folders, stem))
 
 
-def _nearest(images: list[Entry], annotation: Entry) -> Entry | None:
+def nearest(images: list[Entry], annotation: Entry) -> Entry | None:
+    """Return the one image that shares most folders with a file, or whose folder the file is named after."""
     if len(images) == 1:
         return images[0]
     shared = [_folders_shared(image.path, annotation.path) for image in images]
-    nearest = [image for image, count in zip(images, shared, strict=True) if count == max(shared)]
-    if len(nearest) == 1:
-        return nearest[0] if max(shared) > 0 else None
-    named_after = [image for image in nearest if _is_named_after(annotation, image, nearest)]
+    near = [image for image, count in zip(images, shared, strict=True) if count == max(shared)]
+    if len(near) == 1:
+        return near[0] if max(shared) > 0 else None
+    named_after = [image for image in near if _is_named_after(annotation, image, near)]
     return named_after[0] if len(named_after) == 1 else None
 
 

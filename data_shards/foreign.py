@@ -17,6 +17,8 @@ _FORMATS: tuple[tuple[str, str, str], ...] = (
     ("Labelbox", r'"data_row"\s*:|"Labeled Data"\s*:', "convert it to COCO JSON"),
     ("V7 Darwin", r'"bounding_box"\s*:(?s:.)*"slots"\s*:|darwin_json|"slots"\s*:(?s:.)*"bounding_box"\s*:', _COCO),
     ("SuperAnnotate", r'"className"\s*:', _COCO),
+    ("VoTT", r'"boundingBox"\s*:(?s:.)*"points"\s*:', "export Pascal VOC XML"),
+    ("ISAT", r'"ISAT"', _COCO),
     ("CreateML", r'"coordinates"\s*:\s*\{\s*"(?:x|y|width|height)"', _COCO),
     ("GeoJSON (QuPath)", r'"(?:FeatureCollection|Feature)"', "export label images (masks) or COCO"),
     ("Encord", r'"objectHash"\s*:', _COCO),

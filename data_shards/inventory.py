@@ -21,7 +21,8 @@ ANNOTATION_SUFFIXES = (".txt", ".csv", ".tsv", ".yaml", ".yml", ".names", ".json
 """Texts with these names are read whatever they begin with; others where they begin as an annotation does."""
 IMAGE_COLUMNS = (
     *("image", "image_path", "path", "file", "filename"),
-    *("file_name", "image_name", "image_file", "img", "imagename"),
+    *("file_name", "image_name", "image_file", "img", "imagename", "imagepath", "imagefile", "img_name", "img_path"),
+    *("img_file", "filepath", "file_path", "image_filename", "radiograph", "xray", "scan", "image_id", "imageid"),
 )
 """Names of the column of a table that says which image a row is about; the first of them that a table has."""
 MASK_FOLDERS = frozenset(
@@ -216,4 +217,4 @@ def _text(raw: bytes) -> str:
     try:
         return codecs.getincrementaldecoder("utf-8-sig")().decode(raw)  # a head may end within a character
     except UnicodeDecodeError:
-        return raw.decode("cp1252", "replace")  # as western spreadsheets save CSV
+        return raw.decode("cp1252", "surrogateescape")  # as western spreadsheets save CSV; other bytes stay as they are

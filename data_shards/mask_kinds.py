@@ -1,6 +1,6 @@
 """Kinds of masks: of jaws, teeth, lesions ...; those that cover the same areas are one kind."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -8,9 +8,9 @@ import numpy as np
 
 from data_shards.annotation import Annotation, FormatError, Row
 from data_shards.errors import PackError, counted
-from data_shards.finder import ImageFinder
+from data_shards.finder import nearest
 from data_shards.inventory import Entry, Masked
-from data_shards.mask_search import stems_of
+from data_shards.mask_search import Stems
 from data_shards.spelling import subset_words
 
 SAME_AREA = "a mask of the same area as those that are used, which tell more teeth apart"
@@ -52,13 +52,13 @@ class Masks:
     question: str = ""
 
 
-def read_masks(masks: Sequence[Masked], finder: ImageFinder, asked: str | None) -> Masks:
+def read_masks(masks: Sequence[Masked], radiographs: Iterable[Entry], asked: str | None) -> Masks:
     """Return the masks to use: of the kind `asked` for, else of all kinds if no two differ on a radiograph.
 
     Raise PackError where no kind is the one that is asked for.
     """
     images: dict[str, Entry] = {}
-    kinds = _kinds(masks, finder, images)
+    kinds = _kinds(masks, Stems(radiographs), images)
     found = Masks()
     if asked is not None:
         chosen = [kind for kind in kinds if kind.is_called(asked)]
@@ -90,29 +90,27 @@ def read_masks(masks: Sequence[Masked], finder: ImageFinder, asked: str | None) 
     return found
 
 
-def _kinds(masks: Sequence[Masked], finder: ImageFinder, images: dict[str, Entry]) -> list[MaskKind]:
+def _kinds(masks: Sequence[Masked], stems: Stems, images: dict[str, Entry]) -> list[MaskKind]:
     """Return masks with parts by kind; `images` receives their radiographs by id."""
     kinds: dict[str, MaskKind] = {}
     for masked in sorted(masks, key=lambda masked: masked.entry.name):
-        stem, image = next(
-            ((s, i) for s in stems_of(masked.entry) if (i := finder.of_stem(s, masked.entry))), ("", None)
-        )
+        stem, found = stems.of(masked.entry)
+        image = nearest(found, masked.entry) if found else None
         if image is None:
             continue
         images[image.radiograph] = image
-        ending = "".join(masked.entry.stem.casefold().split(stem, 1)) if stem != masked.entry.stem.casefold() else ""
-        ending = "" if stem not in masked.entry.stem.casefold() else ending.strip("_-. 0123456789")
-        folders = [part for part in masked.entry.path.parts[1:-1] if not _is_any(part, image)]
+        ending = masked.entry.stem.casefold().replace(stem, "", 1).strip("_-. 0123456789")
+        folders = [part for part in masked.entry.path.parts[1:-1] if not _is_any(part, stem)]
         label = "/".join([*folders, *([f"*_{ending}"] if ending else [])]) or "."
         kind = kinds.setdefault(label, MaskKind(label, ending))
         kind.masks.setdefault(image.radiograph, []).append(masked)
     return list(kinds.values())
 
 
-def _is_any(folder: str, image: Entry) -> bool:
-    """Whether a folder's name says nothing of a kind: a subset, a number, or the radiograph."""
+def _is_any(folder: str, stem: str) -> bool:
+    """Whether a folder's name says nothing of a kind: a subset, a number, or the radiograph's stem."""
     words = subset_words(folder)
-    return folder.casefold() == image.stem.casefold() or words in (["train"], ["val"], ["test"]) or folder.isdecimal()
+    return folder.casefold() == stem or words in (["train"], ["val"], ["test"]) or folder.isdecimal()
 
 
 def _all(kind: MaskKind) -> Iterator[Masked]:

@@ -22,9 +22,11 @@ MOST_PARTS = 1000
 MAP = "a picture, not a mask: of colours, or smooth on black, as a map of gaze or attention"
 _MOST_LEVELS, _CLOSE, _MOST_NOISE = 12, 3, 0.08
 """Of a mask that a lossy codec saved: values, gray values that an area varies by, and share of pixels beyond that."""
-_BLACK, _GRAIN, _COLOURFUL = 0.3, 0.12, 20
-"""Share of a map that is black; its grain in gray values (blurred spots have under 0.09 after JPEG of quality 75,
-UFBA-425's radiographs over 1.07, and 0.15 enlarged four times); and what its colours differ from gray by."""
+_COLOURED, _COLOURFUL = 40, 0.002
+"""What channels of a coloured pixel differ by, and the share of these in an image with something drawn on it."""
+_BLACK, _GRAIN = 0.3, 0.12
+"""Share of a map that is black, and its grain in gray values: blurred spots have under 0.09 after JPEG of quality 75,
+UFBA-425's radiographs over 1.07, and 0.15 enlarged four times."""
 _COARSE = 2.5
 """Gray values that a map differs by from itself at 64 by 64 pixels: maps have 0.5 to 1.2, the same radiographs 3.5."""
 GRID = 64
@@ -92,7 +94,8 @@ def may_be_mask(head: bytes, size: int) -> bool:
     if looks_like_dicom(head):
         return False
     shape = _shape_in(head)
-    return size < 0 or shape is None or size <= _DENSEST * shape[0] * shape[1] + _OVERHEAD
+    channels = 3 if head.startswith(b"\x89PNG") and head[25:26] in (b"\2", b"\6") else 1
+    return size < 0 or shape is None or size <= channels * _DENSEST * shape[0] * shape[1] + _OVERHEAD
 
 
 def _shape_in(head: bytes) -> tuple[int, int] | None:
@@ -204,7 +207,7 @@ def _colours(pixels: np.ndarray) -> tuple[np.ndarray, dict[int, int | str | None
     packed = opaque[..., 0] << 16 | opaque[..., 1] << 8 | opaque[..., 2]
     found, inverse, counts = np.unique(packed, return_inverse=True, return_counts=True)
     if len(found) > MOST_VALUES:
-        coloured = np.ptp(opaque, axis=2).mean() > _COLOURFUL
+        coloured = np.mean(np.ptp(opaque, axis=2) > _COLOURED) > _COLOURFUL
         raise _MaskError(MAP if coloured else f"over {MOST_VALUES} colours: a picture, not a mask")
     background = 0 if found[0] == 0 else int(counts.argmax())
     names: dict[int, int | str | None] = {i + 1: f"#{c:06x}" for i, c in enumerate(found) if i != background}

@@ -62,6 +62,11 @@ def plan_boxes(choices: Choices, inventory: Inventory, given: Inventory, key: Ke
         plan = _from_annotations(kinds, found, images, finder, labels, key, ledgers)
     elif found.whole and forced in ("", "csv"):  # only now, as a table beside boxes is but a list of the images
         plan = _from_whole_tables(found, labels, finder, key, ledgers)
+    elif choice in ("auto", "labelled") and inventory.masks and images:
+        raise PackError(
+            f"masks that belong to no radiograph by name ({inventory.masks[0].entry.name}, and a radiograph is called "
+            f"{images[0].path}). Name them alike, or give --boxes none for whole images."
+        )
     elif choice in ("auto", "labelled"):
         plan = _whole(images, NOTHING_FOUND, choice == "labelled", key, ledgers)
     elif forced:
@@ -84,16 +89,18 @@ def plan_boxes(choices: Choices, inventory: Inventory, given: Inventory, key: Ke
 
 def _check_read(choice: str, found: Recognised, kinds: Mapping[str, Sequence[Annotation]]) -> None:
     """Raise PackError where there are annotations that are not read, or that can be read in two ways."""
-    if found.questions and kinds.keys() & {"yolo", "lines"}:
-        raise PackError(found.questions[0])
+    questions = found.questions if kinds.keys() & {"yolo", "lines"} else []
     if not found.unread or choice in KINDS or (kinds and choice not in ("auto", "labelled")):
+        if questions:
+            raise PackError(questions[0])
         return
     text, name, remedy = found.unread[0]
     more = f" and {len(found.unread) - 1} more" if len(found.unread) > 1 else ""
     known = f"--boxes {next(iter(kinds))} to leave them, " if kinds else ""
+    more_questions = "".join(f" Also: {q}." for q in [*questions, found.mask_question] if q)
     raise PackError(
         f"annotations in a format that is not read: {name} ({text.entry.name}{more}). To use them, {remedy}; otherwise "
-        f"give {known}--boxes none for whole images, or move those files away."
+        f"give {known}--boxes none for whole images, or move those files away.{more_questions}"
     )
 
 

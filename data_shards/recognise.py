@@ -91,7 +91,7 @@ def recognise(
         found.add(annotation)
     found.questions += read.questions
     found.unread += [(text, "numbers in an unknown order", "write YOLO text or COCO JSON") for text in read.unread]
-    masks = read_masks(sought.masks, finder, choices.masks)
+    masks = read_masks(sought.masks, finder.images, choices.masks)
     for annotation in masks.annotations:
         found.add(annotation)
     found.left, found.mask_question = masks.left, masks.question

@@ -47,6 +47,8 @@ def _decoded(name: str) -> set[str]:
         name.encode()
     except UnicodeError:
         raws.add(name.encode("utf-8", "surrogateescape"))
+        with contextlib.suppress(UnicodeError):  # of a text that was read as cp1252, where that has no such byte
+            raws.add(name.encode("cp1252", "surrogateescape"))
     else:
         for page in _WRONG:
             with contextlib.suppress(UnicodeError):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from data_shards.dicom_header import NOBODY
 from data_shards.errors import PackError
 from data_shards.finder import ImageFinder
+from data_shards.inventory import Entry
 from data_shards.labels import column_name
 from data_shards.tables import Table
 
@@ -50,9 +51,12 @@ def table_patients(tables: Iterable[Table], finder: ImageFinder, asked: str | No
         if not column:
             continue
         found.columns[column] = None
+        images: dict[str, Entry | None] = {}
         for row in table.rows():
-            name = patient_name(row.get(column) or "")
-            image = finder.named(row.get(table.image) or "", table.text.entry) if name else None
+            name, called = patient_name(row.get(column) or ""), row.get(table.image) or ""
+            if name and called not in images:
+                images[called] = finder.named(called, table.text.entry)
+            image = images[called] if name else None
             if image is None:
                 continue
             found.files.add(table.text.entry.file)

@@ -116,10 +116,9 @@ def _fits_box(row: Sequence[float], width: int) -> bool:
     if min(x - w / 2, y - h / 2) < -_EDGE or max(x + w / 2, y + h / 2) > 1 + _EDGE:
         return False
     rest = row[4:]
-    if len(rest) == 2:
-        tracked = 0 <= rest[0] <= 1 and _is_count(rest[1])
-        return tracked or _near(row, rest[0], rest[1])
-    if not width:
+    if len(rest) <= 3 and all(0 <= v <= 1 or _is_count(v) for v in rest):  # scores, numbers, a key point
+        return True
+    if not width or len(rest) <= 2:
         return False
     each = [rest[i : i + width] for i in range(0, len(rest), width)]
     return all((p[2:] in ([], [0.0], [1.0], [2.0], (0.0,), (1.0,), (2.0,))) and _near(row, p[0], p[1]) for p in each)

@@ -41,6 +41,7 @@ FORMS = {
     "by tooth": by_tooth("Tooth-wise/{}_{}.png"),
     "name before": lambda seed: {f"gt/mask_{seed}.png": saved(mask(seed))},
     "a folder each": by_tooth("gt/{}/1{}.png"),
+    "counted words": lambda seed: {f"gt/label{seed}.png": saved(mask(seed))},
     "both": lambda seed: {f"Radiograph-wise/{seed}.png": saved(mask(seed)), **by_tooth("Tooth-wise/{}_{}.png")(seed)},
 }  # fmt: skip
 
@@ -59,6 +60,38 @@ def test_masks_of_any_folder_give_the_teeth(tmp_path, capsys, form):
     assert totals["files"]["rejected"] == (3 if form == "both" else 0)
 
 
+@pytest.mark.parametrize(
+    ("image", "drawn"),
+    [("{}_image.png", "{}_mask.png"), ("img_{}.png", "seg_{}.png"), ("case{}/image.png", "case{}/mask.png")],
+)
+def test_radiographs_whose_names_say_what_they_are(tmp_path, capsys, image, drawn):
+    members = {image.format(seed): scan(seed) for seed in SEEDS}
+    members |= {drawn.format(seed): saved(mask(seed)) for seed in SEEDS}
+    _, samples, said = packed(tmp_path, members, capsys)
+    assert_teeth(samples, SEEDS)
+    assert "boxes: masks" in said
+
+
+def test_masks_of_no_radiograph_stop_the_pack(tmp_path, capsys):
+    members = {f"img/op{seed}x.png": scan(seed) for seed in SEEDS}
+    members |= {f"masks/{seed}.png": saved(mask(seed)) for seed in SEEDS}
+    code, samples, said = packed(tmp_path, members, capsys)
+    assert (code, samples) == (2, [])
+    assert "masks that belong to no radiograph by name" in said
+
+
+def test_a_drawing_over_a_radiograph_is_no_radiograph(tmp_path, capsys):
+    members = {}
+    for seed in SEEDS:
+        drawn = np.repeat(radiograph(seed)[..., None], 3, 2)
+        for x0, y0, x1, y1 in teeth(seed):
+            cv2.rectangle(drawn, (x0, y0), (x1, y1), (255, 40, 0), 1)
+        members |= {f"img/{seed}.png": scan(seed), f"shown/{seed}.jpg": saved(drawn, "jpeg", quality=75)}
+        members[f"gt/{seed}.png"] = saved(mask(seed))
+    _, samples, _ = packed(tmp_path, members, capsys)
+    assert_teeth(samples, SEEDS)
+
+
 def test_a_tooth_in_two_pieces_is_one_box(tmp_path, capsys):
     """A mask of one tooth may be cut by a filling; a mask of several teeth has as many boxes."""
     members = {"img/0.png": scan(0)}
@@ -71,6 +104,7 @@ def test_a_tooth_in_two_pieces_is_one_box(tmp_path, capsys):
 
 
 KINDS = {
+    "one folder a radiograph": ("img/{}/jaw.png", "img/{}/teeth.png", "teeth"),
     "folders": ("Segmentation/jaw/{}.png", "Segmentation/teeth/{}.png", "teeth"),
     "endings": ("img/{}_jaw.png", "img/{}_teeth.png", "_teeth"),
     "subsets": ("train/jaw/{}.png", "train/teeth/{}.png", "TEETH"),
