@@ -137,7 +137,7 @@ def _numbers(values: np.ndarray) -> tuple[np.ndarray, dict[int, int | str | None
         raise _MaskError("a mask with values outside 0 to 65535")
     counts = np.bincount(values.ravel())
     found = np.flatnonzero(counts)
-    if len(found) > 2 and values.dtype == np.uint8 and _is_smoothed(counts):
+    if len(found) > 2 and values.dtype == np.uint8 and _is_smoothed(values, counts):
         return (values > 127).astype(np.uint8), {1: None}
     if len(found) > 2 and values.dtype == np.uint8 and (levels := _levels(values, counts)):
         return _without_noise(values, levels)
@@ -147,13 +147,19 @@ def _numbers(values: np.ndarray) -> tuple[np.ndarray, dict[int, int | str | None
     return values, {int(v): None if v == 255 and len(found) == 2 else int(v) for v in found if v != background}
 
 
-def _is_smoothed(counts: np.ndarray) -> bool:
+def _is_smoothed(values: np.ndarray, counts: np.ndarray) -> bool:
     """Whether gray values, counted, are those of black and white with soft edges: mostly white where not quite black.
 
     A label image may have 255 for a rim around its parts, but the rim is smaller than they are.
     """
     white = int(counts[255 - _NEAR :].sum())
-    return counts[1:].sum() < 2 * white and len(np.flatnonzero(counts)) > 8
+    if counts[1:].sum() >= 2 * white:
+        return False
+    if len(np.flatnonzero(counts)) > 8:
+        return True
+    dark = ((values > 0) & (values <= _NEAR)).astype(np.uint8)
+    area = cv2.morphologyEx(dark, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+    return not counts[_NEAR + 1 : 255 - _NEAR].any() and not area.any()
 
 
 def _levels(values: np.ndarray, counts: np.ndarray) -> list[int]:
