@@ -29,6 +29,8 @@ _BLACK, _GRAIN = 0.3, 0.12
 UFBA-425's radiographs over 1.07, and 0.15 enlarged four times."""
 _COARSE = 2.5
 """Gray values that a map differs by from itself at 64 by 64 pixels: maps have 0.5 to 1.2, the same radiographs 3.5."""
+_EDGE, _LEAST_SIDE = 13, 48
+"""Pixels across which a codec of blocks of 8 blurs an edge; the shorter side of an image below which none is sought."""
 GRID = 64
 """Cells of `Mask.cover` in a row and in a column."""
 _SOLID = 0.85
@@ -137,10 +139,10 @@ def _numbers(values: np.ndarray) -> tuple[np.ndarray, dict[int, int | str | None
         raise _MaskError("a mask with values outside 0 to 65535")
     counts = np.bincount(values.ravel())
     found = np.flatnonzero(counts)
-    if len(found) > 2 and values.dtype == np.uint8 and _is_smoothed(values, counts):
-        return (values > 127).astype(np.uint8), {1: None}
     if len(found) > 2 and values.dtype == np.uint8 and (levels := _levels(values, counts)):
         return _without_noise(values, levels)
+    if len(found) > 2 and values.dtype == np.uint8 and _is_smoothed(values, counts):
+        return (values > 127).astype(np.uint8), {1: None}
     if len(found) > MOST_VALUES:
         raise _MaskError(MAP if _is_map(values) else f"over {MOST_VALUES} values: a picture, not a mask")
     background = 0 if counts[0] else int(counts.argmax())
@@ -157,39 +159,50 @@ def _is_smoothed(values: np.ndarray, counts: np.ndarray) -> bool:
         return False
     if len(np.flatnonzero(counts)) > 8:
         return True
-    dark = ((values > 0) & (values <= _NEAR)).astype(np.uint8)
-    area = cv2.morphologyEx(dark, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
-    return not counts[_NEAR + 1 : 255 - _NEAR].any() and not area.any()
+    return not counts[_NEAR + 1 : 255 - _NEAR].any() and not _areas((values > 0) & (values <= _NEAR), 5).any()
 
 
 def _levels(values: np.ndarray, counts: np.ndarray) -> list[int]:
-    """Return the few gray values that an image has but for a lossy codec's noise along edges; empty for a picture."""
+    """Return the few gray values that an image has but for a lossy codec's noise along edges.
+
+    Empty for a picture, and for an image without such noise: in which every value that it has fills some area.
+    """
     left, levels = counts.astype(np.int64), list[int]()
     least = SMALLEST_SHARE * values.size
     while len(levels) < _MOST_LEVELS and left.max() > least:
         level = int(left.argmax())
         levels.append(level)
         left[max(0, level - _CLOSE) : level + _CLOSE + 1] = 0
-    noise = int(left.sum())
-    if not 0 < noise < _MOST_NOISE * values.size or len(np.flatnonzero(counts)) <= len(levels):
+    others = [int(v) for v in np.flatnonzero(counts) if v not in levels]
+    if min(values.shape) < _LEAST_SIDE or not others or left.sum() >= _MOST_NOISE * values.size:
         return []
-    nearest = np.abs(values[..., None].astype(np.int16) - np.array(levels, np.int16)).min(-1)
-    blobs = cv2.morphologyEx((nearest > _CLOSE).astype(np.uint8), cv2.MORPH_OPEN, np.ones((9, 9), np.uint8))
-    return [] if blobs.any() else sorted(levels)
+    if len(others) <= MOST_VALUES and any(_areas(values == v, 5).any() for v in others):
+        return []
+    off = np.abs(values[..., None].astype(np.int16) - np.array(levels, np.int16)).min(-1) > _CLOSE
+    return [] if _areas(off, 9).any() else sorted(levels)
 
 
 def _without_noise(values: np.ndarray, levels: list[int]) -> tuple[np.ndarray, dict[int, int | str | None]]:
-    """Return the nearest level of each pixel, without the thin seams that blurred edges leave between two levels."""
-    known = np.array(levels, np.int16)
-    nearest = known[np.abs(values[..., None].astype(np.int16) - known).argmin(-1)].astype(np.uint8)
-    background = 0 if levels[0] <= _CLOSE else int(np.bincount(nearest.ravel()).argmax())
-    solid = np.zeros_like(nearest)
+    """Return the level of each pixel: of the levels with an area close by the one that is nearest in value.
+
+    So the blurred edge between two areas is parted at half, and is no seam of a third level.
+    """
+    nearest = np.zeros_like(values)
+    best = np.full(values.shape, 256, np.int16)
     for level in levels:
-        if level != background and level > _CLOSE:
-            area = cv2.morphologyEx((nearest == level).astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
-            solid[area > 0] = level
-    found = [int(v) for v in np.unique(solid) if v]
-    return solid, {v: None if len(found) == 1 else v for v in found}
+        distance = np.abs(values.astype(np.int16) - level)
+        area = _areas(distance <= _CLOSE, 5)
+        better = (cv2.dilate(area, np.ones((_EDGE, _EDGE), np.uint8)) > 0) & (distance < best)
+        nearest[better], best[better] = level, distance[better]
+    background = 0 if levels[0] <= _CLOSE else int(np.bincount(nearest.ravel()).argmax())
+    nearest[(nearest == background) | (nearest <= _CLOSE)] = 0
+    found = [int(v) for v in np.unique(nearest) if v]
+    return nearest, {v: None if len(found) == 1 else v for v in found}
+
+
+def _areas(shown: np.ndarray, side: int) -> np.ndarray:
+    """Return the parts of a binary image that a square of this side fits into."""
+    return cv2.morphologyEx(shown.astype(np.uint8), cv2.MORPH_OPEN, np.ones((side, side), np.uint8))
 
 
 def _is_map(values: np.ndarray) -> bool:
