@@ -90,7 +90,7 @@ def pack(config: PackConfig) -> dict[str, Any]:
     elif plan.patients.names:
         say(
             f"patients: {len(plan.patients.names)} of {len(inventory.images)} radiographs, by the column "
-            f"{', '.join(plan.patients.columns)} of a table"
+            f"{', '.join(plan.patients.columns)} of a table; any other counts as one patient (DICOM: by the header)"
         )
     else:
         say(

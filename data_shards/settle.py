@@ -213,6 +213,9 @@ def _why_nothing(ledgers: Ledgers) -> PackError:
     of_boxes = (
         f"; of the boxes {boxes}" if boxes and not reasons["boxes"].most_common(1)[0][0].startswith(UNUSED) else ""
     )
+    others = [f"{n} x {why}" for why, n in reasons["files"].most_common() if why not in reasons[name]]
+    if others and not boxes and name == "radiographs":  # annotations that could not be gone through, say
+        of_boxes = f"; of the files {others[0]}"
     return PackError(
         f"no {name[:-1]} of {totals[name]['seen']} could be used ({commonest or 'the sources are empty'}{of_boxes}): "
         "check them"

@@ -31,7 +31,7 @@ def folded(name: str) -> str:
 
 def variants(name: str) -> set[str]:
     """Return what a name may have been before it was percent-encoded, uploaded, or read in a wrong code page."""
-    plain = {name, unquote(name), unquote(unquote(name))}
+    plain = {name, unquote(name), unquote(unquote(name)), unquote(name.replace("+", " "))}
     found = set(plain)
     for one in plain:
         if not one.isascii():

@@ -265,6 +265,55 @@ def yolo():
     return {f"{KEPT}/{KEPT}-0.txt": rows.encode(), f"{KEPT}/data.yaml": listed.encode()}
 
 
+def labelme():
+    shape = {"label": "11", "shape_type": "rectangle", "points": [[4, 4], [40, 50]], "description": SAID}
+    shape |= {"flags": {SAID: True}, "attributes": {"patient": SAID, "finding": SAID}, "group_id": HEADER[1]}
+    shapes = [shape, shape | {"label": SAID, "points": [[SAID, 4], [40, 50]]}, shape | {"shape_type": "line"}]
+    whole = {"version": SAID, "flags": {SAID: True}, "shapes": shapes, "imagePath": f"C:\\{HEADER[0]}\\{KEPT}-0.png"}
+    whole |= {"imageData": SAID, "imageWidth": 48, "imageHeight": 60}
+    return {f"{KEPT}/{KEPT}-0.json": json.dumps(whole).encode()}
+
+
+def cvat():
+    shapes = f'<box label="11" xtl="4" ytl="4" xbr="40" ybr="50" source="{SAID}"><attribute name="finding">{SAID}'
+    shapes += (
+        f'</attribute><attribute name="{PLACE[0]}">{SAID}</attribute></box><polygon label="{SAID}" points="{SAID}"/>'
+    )
+    image = f'<image id="0" name="{KEPT}/{KEPT}-0.png" width="48" height="60">{shapes}</image>'
+    gone = f'<image id="1" name="{HEADER[0]}.png" width="48" height="60">{shapes}</image>'
+    owner = f"<meta><task><owner><username>{SAID}</username></owner></task></meta>"
+    return {f"{KEPT}/{KEPT}.xml": f"<annotations><version>1.1</version>{owner}{image}{gone}</annotations>".encode()}
+
+
+def label_studio():
+    value = {"x": 8, "y": 7, "width": 75, "height": 76, "rotation": 0, "rectanglelabels": ["11", SAID]}
+    result = {"id": SAID, "type": "rectanglelabels", "value": value, "original_width": 48, "original_height": 60}
+    answer = {"id": SAID, "type": "textarea", "from_name": "finding", "value": {"text": [SAID]}}
+    wrong = [result | {"value": value | {"x": SAID}}, result | {"value": value | {"rotation": SAID}}, {"value": SAID}]
+    annotation = {"completed_by": SAID, "result": [result, answer, *wrong]}
+    data = {"image": f"/data/upload/1/ab12cd34-{KEPT}-0.png", "patient": SAID}
+    tasks = [{"id": 1, "data": data, "annotations": [annotation], "meta": SAID}]
+    return {f"{KEPT}/{KEPT}.json": json.dumps(tasks).encode()}
+
+
+def via():
+    rect = {"name": "rect", "x": 4, "y": 4, "width": 36, "height": 46}
+    regions = [
+        {"shape_attributes": shape, "region_attributes": {"label": "11", "finding": SAID, "patient": SAID}}
+        for shape in (rect, rect | {"x": SAID}, {"name": SAID}, SAID)
+    ]
+    image = {"filename": f"{KEPT}-0.png", "size": 9, "regions": regions, "file_attributes": {"caption": SAID}}
+    return {f"{KEPT}/{KEPT}.json": json.dumps({f"{KEPT}-0.png9": image, SAID: SAID}).encode()}
+
+
+def supervisely():
+    box = {"classTitle": "11", "geometryType": "rectangle", "points": {"exterior": [[4, 4], [40, 50]]}}
+    box |= {"labelerLogin": SAID, "description": SAID, "tags": [{"name": "finding", "value": SAID}, {"name": SAID}]}
+    objects = [box, box | {"points": SAID}, box | {"geometryType": SAID}, box | {"classTitle": SAID, "points": {}}]
+    whole = {"description": SAID, "tags": [{"name": SAID}], "size": {"width": 48, "height": 60}, "objects": objects}
+    return {f"{KEPT}/{KEPT}-0.png.json": json.dumps(whole).encode()}
+
+
 def lines():
     return {f"{KEPT}/{KEPT}-0.txt": f"4 4 40 50\n{SAID}\n5 5 {HEADER[0]} 50\n".encode()}
 

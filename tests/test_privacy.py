@@ -28,16 +28,21 @@ from planted import (
     SAID,
     annotated,
     coco,
+    cvat,
     dicom,
     exif,
     jpeg,
+    label_studio,
+    labelme,
     lines,
     masks,
     pixels,
     png,
     saved,
     scans,
+    supervisely,
     tiff,
+    via,
     voc,
     yolo,
     zip_of,
@@ -200,7 +205,10 @@ def test_no_secret_is_in_what_other_commands_write(tmp_path, command):
     assert traces(beside, ["header"]) == []
 
 
-@pytest.mark.parametrize("annotations", [coco, voc, yolo, lines, masks])
+FORMATS = [coco, labelme, cvat, label_studio, via, supervisely, voc, yolo, lines, masks]
+
+
+@pytest.mark.parametrize("annotations", FORMATS)
 def test_no_secret_is_in_boxes_of_any_format(tmp_path, annotations, command):
     """Annotations with the secrets in all that surrounds the boxes, which have the mistakes that are rejected."""
     source = zip_of(tmp_path, {f"{KEPT}/{KEPT}-0.png": png(0), **annotations()})
