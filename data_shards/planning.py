@@ -62,12 +62,8 @@ def plan_boxes(choices: Choices, inventory: Inventory, given: Inventory, key: Ke
         plan = _from_annotations(kinds, found, images, finder, labels, key, ledgers)
     elif found.whole and forced in ("", "csv"):  # only now, as a table beside boxes is but a list of the images
         plan = _from_whole_tables(found, labels, finder, key, ledgers)
-    elif choice in ("auto", "labelled") and inventory.masks and images:
-        raise PackError(
-            f"masks that belong to no radiograph by name ({inventory.masks[0].entry.name}, and a radiograph is called "
-            f"{images[0].path}). Name them alike, or give --boxes none for whole images."
-        )
     elif choice in ("auto", "labelled"):
+        _check_masks(inventory, found, images)
         plan = _whole(images, NOTHING_FOUND, choice == "labelled", key, ledgers)
     elif forced:
         raise PackError(f"no annotations of the kind {forced} were found: choose another --boxes")
@@ -102,6 +98,16 @@ def _check_read(choice: str, found: Recognised, kinds: Mapping[str, Sequence[Ann
         f"annotations in a format that is not read: {name} ({text.entry.name}{more}). To use them, {remedy}; otherwise "
         f"give {known}--boxes none for whole images, or move those files away.{more_questions}"
     )
+
+
+def _check_masks(inventory: Inventory, found: Recognised, images: Sequence[Entry]) -> None:
+    """Raise PackError where there are masks, and none of them belongs to a radiograph."""
+    alone = [m.entry for m in inventory.masks if not m.mask.reason and m.entry.file not in found.left]
+    if alone and images:
+        raise PackError(
+            f"masks that belong to no radiograph by name ({alone[0].name}, and a radiograph is called "
+            f"{images[0].path}). Name them alike, or give --boxes none for whole images."
+        )
 
 
 def _whole(images: Sequence[Entry], why: str, classes: bool, key: Key, ledgers: Ledgers) -> BoxPlan:

@@ -94,7 +94,9 @@ def as_shards(paths: Sequence[str], out: Path, patient: str | None, first: bool 
             _pack_once(settings, first)
             found.append(str(settings.out))
     except PackError as error:
-        raise DownstreamError(str(error)) from None
+        of_pack = "--boxes" in str(error) or "--masks" in str(error)
+        hint = " (Options of `python -m data_shards pack`: pack it first, and name the shards here.)" if of_pack else ""
+        raise DownstreamError(f"{error}{hint}") from None
     return found
 
 

@@ -259,6 +259,12 @@ def test_other_texts_do_not_stop_it(tmp_path, capsys, name, text):
     assert (code, len(samples)) == (0, 1), said
 
 
+def test_damaged_annotations_are_named_where_nothing_is_left(tmp_path, capsys):
+    code, samples, said = packed(tmp_path, {"0.png": scan(0), "a.json": coco(["0.png"], [0])[:-40]}, capsys)
+    assert (code, samples) == (2, [])
+    assert "damaged JSON: it cannot be read to its end" in said
+
+
 def test_coco_ids_may_be_texts(tmp_path, capsys):
     document = json.loads(coco([f"{seed}.png" for seed in SEEDS], SEEDS, category="7", id_=7))
     for row in document["annotations"]:
