@@ -396,6 +396,10 @@ def test_what_is_no_table_of_whole_images(tmp_path):
     for number, header in enumerate(["image,age", "filename,class,polygon", "image,class,x,y"]):
         row = ",".join(["a.png", "1", "2", "3", "4", "5"][: header.count(",") + 1])
         source = zipped(tmp_path / f"{number}.zip", {**members, "t.csv": f"{header}\n{row}\n"})
+        if number:
+            with pytest.raises(PackError, match="a table with boxes in unknown columns"):
+                packed(source, tmp_path / f"out{number}")
+            continue
         manifest = packed(source, tmp_path / f"out{number}")
         assert manifest["settings"]["boxes"] == "none"
         assert "a table of images without a label column" in " ".join(manifest["reasons"]["files"])
