@@ -17,6 +17,8 @@ _EDGE = 0.05  # of a side that boxes and outlines may reach over the image
 _AROUND = 0.25  # of a box's sides that key points may lie outside
 _ENOUGH = 3
 """Rows from which on whole numbers in one column can be no accident."""
+_MOST_COMPARED = 20_000
+"""Rows of a set that are compared; the number of columns counts in all."""
 _CLEARLY = 0.9
 """A reading is ruled out where it fits under this share of the rows that another fits."""
 
@@ -81,11 +83,14 @@ def decide(rows: Iterable[Sequence[float]], points: tuple[int, int] | None = Non
         return Reading(False, points[0] * points[1])
     if said:
         return Reading(said == "outlines")
-    all_rows = list(rows)
-    long = [row for row in all_rows if len(row) > 5]
+    long: list[Sequence[float]] = []
+    columns: set[int] = set()
+    for row in rows:
+        columns.add(len(row))
+        if len(row) > 5 and len(long) < _MOST_COMPARED:
+            long.append(row)
     if not long:
         return Reading()
-    columns = {len(row) for row in all_rows}
     same = columns.pop() if len(columns) == 1 else 0  # rows with key points have equally many columns
     shapes = [(same - 4) // n for n in (2, 3) if same and (same - 4) % n == 0]
     boxes = max(sum(_fits_box(row, (same - 4) // n if n else 0) for row in long) for n in [*shapes, 0])
