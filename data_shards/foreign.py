@@ -2,50 +2,50 @@
 
 import json
 import re
+from itertools import islice
 from typing import Any
 from xml.etree import ElementTree
 
 from data_shards.annotation import FormatError
+from data_shards.finder import ImageFinder
 from data_shards.inventory import Text
-from data_shards.markup import parse_xml
+from data_shards.labels import KNOWN_COLUMNS
+from data_shards.markup import objects, parse_xml
 
 _COCO = "export COCO JSON"
-_FORMATS: tuple[tuple[str, str, str], ...] = (
-    ("CVAT for video", r"<annotations[\s>](?s:.)*<track[\s>]", "export `CVAT for images 1.1` or COCO 1.0"),
-    ("Datumaro", r'"items"\s*:\s*\[(?s:.)*"(?:label_id|dm_format_version|media_type)"\s*:', _COCO),
-    ("VIA 3", r'"vid"\s*:(?s:.)*"xy"\s*:', "annotate with VIA 2, or export COCO"),
-    ("Labelbox", r'"data_row"\s*:|"Labeled Data"\s*:', "convert it to COCO JSON"),
-    ("V7 Darwin", r'"bounding_box"\s*:(?s:.)*"slots"\s*:|darwin_json|"slots"\s*:(?s:.)*"bounding_box"\s*:', _COCO),
-    ("SuperAnnotate", r'"className"\s*:', _COCO),
-    ("VoTT", r'"boundingBox"\s*:(?s:.)*"points"\s*:', "export Pascal VOC XML"),
-    ("ISAT", r'"ISAT"', _COCO),
-    ("CreateML", r'"coordinates"\s*:\s*\{\s*"(?:x|y|width|height)"', _COCO),
-    ("GeoJSON (QuPath)", r'"(?:FeatureCollection|Feature)"', "export label images (masks) or COCO"),
-    ("Encord", r'"objectHash"\s*:', _COCO),
-    ("Kili", r'"jsonResponse"\s*:', _COCO),
-    ("SageMaker Ground Truth", r'"source-ref"\s*:', "convert it to COCO JSON"),
-    ("3D Slicer", r'"markups"\s*:\s*\[', "export a label image (PNG)"),
-    ("Aperio ImageScope", r"<Annotations(?s:.)*<Vertices", "convert it to Pascal VOC XML or COCO JSON"),
-    ("PAGE or ALTO", r"<(?:PcGts|alto)[\s>]", "convert it to Pascal VOC XML or COCO JSON"),
+_FORMATS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("CVAT for video", (r"<annotations[\s>]", r"<track[\s>]"), "export `CVAT for images 1.1` or COCO 1.0"),
+    ("Datumaro", (r'"items"\s*:\s*\[', r'"(?:label_id|dm_format_version|media_type)"\s*:'), _COCO),
+    ("VIA 3", (r'"vid"\s*:', r'"xy"\s*:'), "annotate with VIA 2, or export COCO"),
+    ("Labelbox", (r'"data_row"\s*:|"Labeled Data"\s*:|"External ID"\s*:',), "convert it to COCO JSON"),
+    ("V7 Darwin", (r'"bounding_box"\s*:', r'"slots"\s*:|darwin_json'), _COCO),
+    ("SuperAnnotate", (r'"className"\s*:',), _COCO),
+    ("VoTT", (r'"boundingBox"\s*:', r'"points"\s*:'), "export Pascal VOC XML"),
+    ("ISAT", (r'"ISAT"',), _COCO),
+    ("CreateML", (r'"coordinates"\s*:\s*\{\s*"(?:x|y|width|height)"',), _COCO),
+    ("GeoJSON (QuPath)", (r'"(?:FeatureCollection|Feature)"',), "export label images (masks) or COCO"),
+    ("Encord", (r'"objectHash"\s*:',), _COCO),
+    ("Kili", (r'"jsonResponse"\s*:',), _COCO),
+    ("SageMaker Ground Truth", (r'"source-ref"\s*:',), "convert it to COCO JSON"),
+    ("3D Slicer", (r'"markups"\s*:\s*\[',), "export a label image (PNG)"),
+    ("Aperio ImageScope", (r"<Annotations", r"<Vertices"), "convert it to Pascal VOC XML or COCO JSON"),
+    ("PAGE or ALTO", (r"<(?:PcGts|alto)[\s>]",), "convert it to Pascal VOC XML or COCO JSON"),
 )
-"""Name, what it is told by, and the remedy."""
+"""Name, patterns that all match, and the remedy."""
 _GEOMETRY = re.compile(
     r"(?:b|bnd|bounding|rotated)?_?-?(?:box|rect|rectangle)(?:es|s)?|points?|poly(?:gon|line)s?|segmentations?|masks?|"
     r"contours?|outlines?|xy|vertices|vertex|coordinates|coords|keypoints|exterior|rle",
     re.IGNORECASE,
 )
 _SIDES = (
-    *(
-        {"x", "y", "width", "height"},
-        {"x", "y", "w", "h"},
-        {"left", "top", "width", "height"},
-        {"xmin", "ymin", "xmax"},
-    ),
-    *({"x_min", "y_min", "x_max"}, {"x1", "y1", "x2", "y2"}, {"x0", "y0", "x1", "y1"}, {"left", "top", "right"}),
-    *({"cx", "cy", "w", "h"}, {"xtl", "ytl", "xbr"}, {"x", "y"}),
+    *({"x", "y"}, {"left", "top", "width", "height"}, {"left", "top", "right"}, {"xmin", "ymin", "xmax"}),
+    *({"x_min", "y_min", "x_max"}, {"x1", "y1", "x2", "y2"}, {"x0", "y0", "x1", "y1"}, {"cx", "cy", "w", "h"}),
+    *({"xtl", "ytl", "xbr"}, {"bbox_x", "bbox_y"}),
 )
 """Names of numbers that together say where something lies."""
-_LISTS = {"annotations", "shapes", "regions", "instances", "labels", "boxes", "bboxes", "detections", "predictions"}
+_LISTS = {"annotations", "shapes", "regions", "instances", "boxes", "bboxes", "detections"}
+_LABEL_KEY = re.compile(rf'["<](?:{"|".join(sorted(KNOWN_COLUMNS))})["> ]', re.IGNORECASE)
+_IMAGE_NAME = re.compile(r'["\'>]([^"\'<>]+\.(?:png|jpe?g|tiff?|bmp|dcm|webp|jp2))["\'<]', re.IGNORECASE)
 _MOST_NODES = 20_000  # of a document: what it is shows in its first part
 
 
@@ -60,9 +60,18 @@ def foreign_format(text: Text) -> tuple[str, str] | None:
         return None
     if not looks:
         return None
-    known = ((name, remedy) for name, sign, remedy in _FORMATS if re.search(sign, text.text[: 1 << 20]))
+    head = text.text[: 1 << 20]
+    known = ((name, remedy) for name, signs, remedy in _FORMATS if all(re.search(sign, head) for sign in signs))
     kind = "XML" if start == "<" else "JSON"
     return next(known, (f"{kind} of an unknown tool", "export COCO JSON, Pascal VOC XML or YOLO text"))
+
+
+def labels_whole_images(text: Text, finder: ImageFinder) -> bool:
+    """Whether a JSON or XML text names radiographs, and has a key that labels go by."""
+    head = text.text[: 1 << 20]
+    if head.lstrip()[:1] not in ("{", "[", "<") or not _LABEL_KEY.search(head):
+        return False
+    return any(finder.candidates(match[1]) for match in islice(_IMAGE_NAME.finditer(head), 20))
 
 
 def _annotates_in_json(text: str) -> bool:
@@ -94,11 +103,7 @@ def _places(node: dict[Any, Any]) -> bool:
     if any(sides <= numbers for sides in _SIDES):
         return True
     for key, value in node.items():
-        if (
-            str(key).lower() in _LISTS
-            and isinstance(value, list)
-            and any(isinstance(v, dict) and len(v) > 1 for v in value)
-        ):
+        if str(key).lower() in _LISTS and any(len(item) > 1 for item in objects(value)):
             return True
         if _GEOMETRY.fullmatch(str(key)) and _holds_numbers(value):
             return True

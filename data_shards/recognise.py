@@ -9,7 +9,7 @@ from data_shards.class_list import class_list
 from data_shards.coco import read_coco
 from data_shards.cvat import read_cvat
 from data_shards.finder import ImageFinder
-from data_shards.foreign import foreign_format
+from data_shards.foreign import foreign_format, labels_whole_images
 from data_shards.inventory import Inventory, Text
 from data_shards.label_studio import read_label_studio
 from data_shards.labelme import read_labelme
@@ -24,6 +24,7 @@ READERS: tuple[Callable[[Text, Collection[str]], Annotation | None], ...] = (
     *(read_coco, read_labelme, read_cvat, read_label_studio, read_via, read_supervisely, read_voc),
 )
 """Readers of files that say by themselves what they are. Each returns None for any other file."""
+_LABELS = "labels of whole images", "write a table with the columns image and class"
 _TABLE = "a table with boxes in unknown columns", "name them image, x0, y0, x1, y1"
 TOOLS = ("labelme", "cvat", "label_studio", "via", "supervisely")
 """Kinds of annotations as annotation tools save them."""
@@ -84,6 +85,8 @@ def recognise(
             found.unread.append((text, *_TABLE))
         elif (unread := foreign_format(text)) is not None:
             found.unread.append((text, *unread))
+        elif labels_whole_images(text, finder):
+            found.unread.append((text, *_LABELS))
         else:
             numbers.append(text)
     read = read_numbers(numbers, found.lists, finder, forced if forced in ("yolo", "lines") else "")

@@ -228,6 +228,8 @@ def test_a_tools_export_gives_its_teeth(tmp_path, capsys, tool):
          "Labelbox"),
         ("0.json", '{"teeth": [{"name": "36", "bbox": [1, 2, 30, 40]}]}', "JSON of an unknown tool"),
         ("0.json", '{"teeth": [{"name": "36", "bbox": [1, 2, 30', "JSON of an unknown tool"),
+        ("a.json", '[{"file": "0.png", "diagnosis": "caries"}]', "labels of whole images"),
+        ("a.json", '[{"External ID": "0.png", "Label": {"objects": [{"polygons": [[1, 2], [3, 4]]}]}}]', "Labelbox"),
         ("0.xml", "<teeth><tooth><x>3</x><y>4</y></tooth></teeth>", "XML of an unknown tool"),
         ("0.txt", "1 2 3 4 5 6 7 8 9\n" * 3, "numbers in an unknown order"),
         ("t.csv", "0.png,1,2,30,40\n", "numbers in an unknown order"),
@@ -249,6 +251,8 @@ def test_annotations_that_are_not_read_stop_the_pack(tmp_path, capsys, name, tex
     ("name", "text"),
     [
         ("package.json", '{"name": "x", "version": [1, 2, 3], "labels": ["a"], "splits": {"train": 2}}'),
+        ("classes.json", '{"labels": [{"id": 1, "name": "molar"}], "path": "C:/0.jpg.txt"}'),
+        ("split.json", '{"train": ["0.png"], "test": []}'),
         ("0.json", '{"00100010": {"vr": "PN"}, "exposure": {"kvp": 60, "ms": 8}}'),
         ("page.svg", '<svg><rect x="1" y="2" width="3" height="4"/></svg>'),
         ("notes.txt", "Dear colleague, 2 molars are missing."),
