@@ -15,6 +15,7 @@ from data_shards.yolo import read_yolo
 from data_shards.yolo_rows import RowError, decide, numbers_in
 
 _JUDGED_ROWS = 1000  # of a text: a file is of one kind throughout
+_LARGEST_LABEL, _LARGEST_SIDE = 99, 20_000  # of teeth and grades; pixels
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w.])")
 
 
@@ -49,13 +50,20 @@ def read_numbers(texts: Sequence[Text], lists: Sequence[Text], finder: ImageFind
             "(x0 y0 x1 y1): say which with --boxes yolo or --boxes lines"
         )
     yolo: list[Text] = []
+    lines: list[Text] = []
     for text, kind in judged:
         if kind == "" and (text.suffix != ".txt" or finder.beside(text.entry) is None):
             continue
         if (forced or (usual if kind in ("", "both") else kind)) == "lines":
-            found.annotations.append(read_lines(text))
+            lines.append(text)
         else:
             yolo.append(text)
+    found.annotations += map(read_lines, lines)
+    if _begin_with_a_class(lines):
+        found.questions.append(
+            "lines of five numbers can be corners and a label (x0 y0 x1 y1 label), or a class and corners (class x0 y0 "
+            "x1 y1): write the class last"
+        )
     _add_yolo(yolo, lists, found)
     return found
 
@@ -78,6 +86,14 @@ def _add_yolo(texts: Sequence[Text], lists: Sequence[Text], found: NumberTexts) 
             )
         entry = listed.entry if listed else None
         found.annotations += [read_yolo(text, reading, classes, entry) for text in together]
+
+
+def _begin_with_a_class(lines: Sequence[Text]) -> bool:
+    """Whether in all lines of five numbers the last four can be corners, and the last of them no label."""
+    rows = [_NUMBER.findall(row) for text in lines for _, row in islice(rows_of(text.text), _JUDGED_ROWS)]
+    numbers = [[float(field) for field in row] for row in rows if len(row) == 5]
+    corners = all(f[0] == int(f[0]) and f[1] < f[3] and f[2] < f[4] <= _LARGEST_SIDE for f in numbers)
+    return corners and any(f[4] > _LARGEST_LABEL for f in numbers)
 
 
 def _rows(text: Text) -> Iterator[list[float]]:

@@ -15,6 +15,8 @@ _DIVIDED = re.compile(r"[\s,;]+")
 _DECIMAL_COMMA = re.compile(r"(?<=\d),(?=\d)")
 _EDGE = 0.05  # of a side that boxes and outlines may reach over the image
 _AROUND = 0.25  # of a box's sides that key points may lie outside
+_OUTSIDE = 0.1
+"""Share of boxes that reach over the image, beyond which they may be no boxes of centre and sides."""
 _ENOUGH = 3
 """Rows from which on whole numbers in one column can be no accident."""
 _MOST_COMPARED = 20_000
@@ -85,19 +87,25 @@ def decide(rows: Iterable[Sequence[float]], points: tuple[int, int] | None = Non
         return Reading(said == "outlines")
     long: list[Sequence[float]] = []
     columns: set[int] = set()
+    boxes, outside, rising = 0, 0, True
     for row in rows:
         columns.add(len(row))
+        if len(row) == 4:
+            boxes, outside = boxes + 1, outside + (not _is_inside(row))
+            rising = rising and row[0] < row[2] and row[1] < row[3]
         if len(row) > 5 and len(long) < _MOST_COMPARED:
             long.append(row)
+    if boxes and rising and outside > _OUTSIDE * boxes:
+        return Reading(question="rows of 5 columns can be a class, centre and sides, or a class and corners")
     if not long:
         return Reading()
     same = columns.pop() if len(columns) == 1 else 0  # rows with key points have equally many columns
     shapes = [(same - 4) // n for n in (2, 3) if same and (same - 4) % n == 0]
-    boxes = max(sum(_fits_box(row, (same - 4) // n if n else 0) for row in long) for n in [*shapes, 0])
+    fitting = max(sum(_fits_box(row, (same - 4) // n if n else 0) for row in long) for n in [*shapes, 0])
     outlines = sum(map(_fits_outline, long))
-    if boxes < _CLEARLY * outlines or not boxes:
+    if fitting < _CLEARLY * outlines or not fitting:
         return Reading(True)
-    if outlines < _CLEARLY * boxes:
+    if outlines < _CLEARLY * fitting:
         return Reading(False)
     if all(len(row) in (8, 9, 10) and _is_parallelogram(row) for row in long):
         return Reading(True)
@@ -115,10 +123,8 @@ def _readings(rows: Sequence[Sequence[float]]) -> str:
 
 def _fits_box(row: Sequence[float], width: int) -> bool:
     """Whether a row can be a box with further columns; key points of more than 2 columns have `width` numbers each."""
-    x, y, w, h = row[:4]
-    if not (0 < w <= 1 + _EDGE and 0 < h <= 1 + _EDGE):
-        return False
-    if min(x - w / 2, y - h / 2) < -_EDGE or max(x + w / 2, y + h / 2) > 1 + _EDGE:
+    _, _, w, h = row[:4]
+    if not (w > 0 and h > 0 and _is_inside(row)):
         return False
     rest = row[4:]
     if len(rest) <= 3 and all(0 <= v <= 1 or _is_count(v) for v in rest):  # scores, numbers, a key point
@@ -127,6 +133,11 @@ def _fits_box(row: Sequence[float], width: int) -> bool:
         return False
     each = [rest[i : i + width] for i in range(0, len(rest), width)]
     return all((p[2:] in ([], [0.0], [1.0], [2.0], (0.0,), (1.0,), (2.0,))) and _near(row, p[0], p[1]) for p in each)
+
+
+def _is_inside(row: Sequence[float]) -> bool:
+    x, y, w, h = row[:4]
+    return min(x - w / 2, y - h / 2) >= -_EDGE and max(x + w / 2, y + h / 2) <= 1 + _EDGE
 
 
 def _near(row: Sequence[float], px: float, py: float) -> bool:

@@ -526,7 +526,7 @@ def test_numbers_that_can_be_read_in_two_ways():
         ({"x.txt": sure_lines}, "lines"),
         ({"x.txt": sure_yolo}, "yolo"),
         ({"x.txt": sure_yolo + "0 0.1 0.3 0.4 0.5\n"}, "yolo"),
-        ({"x.txt": "0 0.1 0.3 0.4 0.5\n", "data.yaml": "nc: 3\nnames: [a, b, c]"}, "yolo"),
+        ({"x.txt": "0 0.3 0.3 0.4 0.5\n", "data.yaml": "nc: 3\nnames: [a, b, c]"}, "yolo"),
         ({"x.txt": "0 0.5 0.5 0.2 0.4\n0 100 50 20 40\nthe end"}, "yolo"),
         ({"x.txt": "Dear colleague,\n2 molars and 1 canine are missing."}, "none"),
         ({"x.txt": "\n", "y.txt": "1 2 3 4\n5 6 7 8"}, "none"),  # numbers about no image

@@ -95,6 +95,20 @@ def test_rows_that_can_be_both_are_refused(tmp_path, capsys, row, readings):
     assert all(words in said for words in (*readings, "kpt_shape", "task: segment", "data.yaml"))
 
 
+def test_corners_after_a_class_are_refused(tmp_path, capsys):
+    corners = archive(lambda k, x, y, w, h: written("0", x - w / 2, y - h / 2, x + w / 2, y + h / 2))
+    code, samples, said = packed(tmp_path, corners, capsys)
+    assert (code, samples) == (2, [])
+    assert "a class, centre and sides, or a class and corners" in said
+    pixels = {f"{seed}.png": scan(seed) for seed in SEEDS}
+    for seed in SEEDS:
+        pixels[f"{seed}.txt"] = "\n".join(written("3", *map(str, box)) for box in teeth(seed))
+    code, samples, said = packed(tmp_path, pixels, capsys)
+    assert (code, samples) == (2, [])
+    assert "corners and a label" in said
+    assert "a class and corners" in said
+
+
 def test_corner_lines_beside_a_class_list_are_no_boxes(tmp_path, capsys):
     members = {"data.yaml": NAMES}
     for seed in SEEDS:
