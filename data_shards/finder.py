@@ -63,6 +63,8 @@ class ImageFinder:
         for names in self._stages():
             if found := next((f for end in ends if (f := names.named(end))), None):
                 return found
+        if found := self._spelled.named(name.strip()):  # in Shift-JIS half of a character may read as a backslash
+            return found
         stem = PurePosixPath(ends[-1]).stem if ends else ""  # an image that was saved in another format
         return next((f for names in self._stages() if stem and (f := names.named(stem))), [])
 

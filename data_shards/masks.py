@@ -178,8 +178,11 @@ def _levels(values: np.ndarray, counts: np.ndarray) -> list[int]:
         return []
     if len(others) <= MOST_VALUES and any(_areas(values == v, 5).any() for v in others):
         return []
-    off = np.abs(values[..., None].astype(np.int16) - np.array(levels, np.int16)).min(-1) > _CLOSE
-    return [] if _areas(off, 9).any() else sorted(levels)
+    off, solid = np.ones(values.shape, bool), 0
+    for level in levels:
+        near = np.abs(values.astype(np.int16) - level) <= _CLOSE
+        off, solid = off & ~near, solid + int(_areas(near, 5).sum())
+    return [] if _areas(off, 9).any() or solid < _SOLID * values.size else sorted(levels)
 
 
 def _without_noise(values: np.ndarray, levels: list[int]) -> tuple[np.ndarray, dict[int, int | str | None]]:

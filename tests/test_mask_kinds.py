@@ -175,3 +175,5 @@ def test_a_lossy_codecs_noise_is_no_value():
     assert sorted(noisy.values) == [50, 100, 150, 200]
     assert np.abs(np.sort(noisy.boxes, 0) - np.sort(np.array(teeth(1)), 0)).max() <= 1
     assert "a picture" in read_mask(saved(radiograph(1), "jpeg", quality=90)).reason
+    for grays in (8, 16, 32, 64):
+        assert not read_mask(saved(radiograph(1) // (256 // grays) * (256 // grays))).drawn

@@ -34,7 +34,7 @@ def unmarked(path, members):
     ("page", "name"),
     [
         ("gbk", "全景牙片"),
-        ("shift_jis", "歯科写真"),
+        ("shift_jis", "歯科ソ写真"),
         ("cp850", "Röntgen"),
         ("mac_roman", "Röntgen"),
         ("utf-8", "Röntgen"),
