@@ -85,23 +85,31 @@ class _Names:
             for place in forms(self._place(image)):
                 self._by_place.setdefault(place, []).append(image)
             path = image.path
-            for form in forms(str(path)):
+            for form in self._whole(image):
                 parts = form.split("/")
                 for name in {"/".join(parts[i:]) for i in range(len(parts))}:
                     self._by_name.setdefault(name, []).append(image)
-            for form in forms(path.stem) - {path.name}:
+            for form in self._stems(image) - {path.name}:
                 self._by_name.setdefault(form, []).append(image)
 
     def beside(self, annotation: Entry) -> list[Entry]:
-        found = self._in(self._by_place, self._place(annotation))
-        return found or self.named(annotation.stem)
+        found = self._in(self._by_place, self._forms(self._place(annotation)))
+        return found or self._in(self._by_name, self._stems(annotation))
 
     def named(self, name: str) -> list[Entry]:
-        return self._in(self._by_name, name)
+        return self._in(self._by_name, self._forms(name))
 
-    def _in(self, index: dict[str, list[Entry]], name: str) -> list[Entry]:
-        found = {image.name: image for form in self._forms(name) for image in index.get(form, [])}
+    def _in(self, index: dict[str, list[Entry]], forms: Iterable[str]) -> list[Entry]:
+        found = {image.name: image for form in forms for image in index.get(form, [])}
         return list(found.values())
+
+    def _whole(self, entry: Entry) -> set[str]:
+        raw = self._forms(entry.name) if "\\" in entry.name else set()  # it may be half of a character
+        return self._forms(str(entry.path)) | raw
+
+    def _stems(self, entry: Entry) -> set[str]:
+        raw = self._forms(entry.name) if "\\" in entry.name else set()
+        return self._forms(entry.stem) | {PurePosixPath(form).stem for form in raw}
 
     def _place(self, entry: Entry) -> str:
         folders, stem = entry.place
@@ -121,13 +129,13 @@ def nearest(images: list[Entry], annotation: Entry) -> Entry | None:
 
 
 def _is_named_after(annotation: Entry, image: Entry, others: Iterable[Entry]) -> bool:
-    """Whether a folder that only this image's path has stands in an annotation file's name or folders."""
+    """Return whether a folder that only this image's path has stands in an annotation file's name or folders."""
     elsewhere = {part for other in others if other.name != image.name for part in other.path.parts[:-1]}
     own = [subset_words(part) for part in image.path.parts[:-1] if part not in elsewhere]
     path = annotation.path
-    told = [subset_words(part) for part in (*path.parts[1:-1], path.stem)]
+    names = [subset_words(part) for part in (*path.parts[1:-1], path.stem)]
     return any(
-        words and any(part[i : i + len(words)] == words for part in told for i in range(len(part))) for words in own
+        words and any(name[i : i + len(words)] == words for name in names for i in range(len(name))) for words in own
     )
 
 

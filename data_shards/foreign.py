@@ -67,7 +67,7 @@ def foreign_format(text: Text) -> tuple[str, str] | None:
 
 
 def labels_whole_images(text: Text, finder: ImageFinder) -> bool:
-    """Whether a JSON or XML text names radiographs, and has a key that labels go by."""
+    """Return whether a JSON or XML text names radiographs, and has a key that labels go by."""
     head = text.text[: 1 << 20]
     if head.lstrip()[:1] not in ("{", "[", "<") or not _LABEL_KEY.search(head):
         return False
@@ -98,7 +98,7 @@ def _annotates_in_json(text: str) -> bool:
 
 
 def _places(node: dict[Any, Any]) -> bool:
-    """Whether an object says where something lies, or holds a list of annotations."""
+    """Return whether an object says where something lies, or holds a list of annotations."""
     numbers = {str(key).lower() for key, value in node.items() if _is_number(value)}
     if any(sides <= numbers for sides in _SIDES):
         return True

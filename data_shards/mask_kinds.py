@@ -35,7 +35,7 @@ class MaskKind:
         return sum(map(len, self.masks.values()))
 
     def is_called(self, name: str) -> bool:
-        """Whether `--masks` means this kind by a folder's path, its end, or an ending of names."""
+        """Return whether `--masks` means this kind by a folder's path, its end, or an ending of names."""
         wanted, label = name.strip("/ ").casefold(), self.label.casefold()
         return label == wanted or label.endswith(f"/{wanted}") or (wanted.strip("*_- ") == self.ending != "")
 
@@ -108,7 +108,7 @@ def _kinds(masks: Sequence[Masked], stems: Stems, images: dict[str, Entry]) -> l
 
 
 def _is_any(folder: str, stem: str) -> bool:
-    """Whether a folder's name says nothing of a kind: a subset, a number, or the radiograph's stem."""
+    """Return whether a folder's name says nothing of a kind: a subset, a number, or the radiograph's stem."""
     words = subset_words(folder)
     return folder.casefold() == stem or words in (["train"], ["val"], ["test"]) or folder.isdecimal()
 
@@ -136,7 +136,7 @@ def _parts(kind: MaskKind) -> int:
 
 
 def _same_area(one: MaskKind, other: MaskKind) -> bool:
-    """Whether the unions of two kinds' masks are equal on most radiographs that both cover."""
+    """Return whether the unions of two kinds' masks are equal on most radiographs that both cover."""
     both = one.masks.keys() & other.masks.keys()
     equal = 0
     for radiograph in both:

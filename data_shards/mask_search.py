@@ -89,7 +89,7 @@ class Stems:
         return stem, same or found
 
     def has(self, mask: Entry) -> bool:
-        """Whether any other image has a mask's name or a part of it."""
+        """Return whether any other image has a mask's name or a part of it."""
         return any(self._others(stem, mask) for stem in _parts_of(mask))
 
     def _others(self, stem: str, mask: Entry) -> list[Entry]:

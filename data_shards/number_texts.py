@@ -89,7 +89,7 @@ def _add_yolo(texts: Sequence[Text], lists: Sequence[Text], found: NumberTexts) 
 
 
 def _begin_with_a_class(lines: Sequence[Text]) -> bool:
-    """Whether in all lines of five numbers the last four can be corners, and the last of them no label."""
+    """Return whether in all lines of five numbers the last four can be corners, and the last of them no label."""
     rows = [_NUMBER.findall(row) for text in lines for _, row in islice(rows_of(text.text), _JUDGED_ROWS)]
     numbers = [[float(field) for field in row] for row in rows if len(row) == 5]
     corners = all(f[0] == int(f[0]) and f[1] < f[3] and f[2] < f[4] <= _LARGEST_SIDE for f in numbers)
@@ -132,7 +132,7 @@ def _is_line(row: str) -> bool:
 
 
 def _is_about_images(text: Text, finder: ImageFinder) -> bool:
-    """Whether a text lies beside a radiograph, or its rows begin with the names of radiographs."""
+    """Return whether a text lies beside a radiograph, or its rows begin with the names of radiographs."""
     if finder.beside(text.entry) is not None:
         return True
     first = (re.split(r"[,;\t]| +", row.strip(), maxsplit=1)[0].strip('"') for _, row in islice(rows_of(text.text), 5))

@@ -21,7 +21,13 @@ from data_shards.via import read_via
 from data_shards.voc import read_voc
 
 READERS: tuple[Callable[[Text, Collection[str]], Annotation | None], ...] = (
-    *(read_coco, read_labelme, read_cvat, read_label_studio, read_via, read_supervisely, read_voc),
+    read_coco,
+    read_labelme,
+    read_cvat,
+    read_label_studio,
+    read_via,
+    read_supervisely,
+    read_voc,
 )
 """Readers of files that say by themselves what they are. Each returns None for any other file."""
 _LABELS = "labels of whole images", "write a table with the columns image and class"

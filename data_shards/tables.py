@@ -132,7 +132,7 @@ def read_table(text: Text) -> Table | None:
 
 
 def places_unread(text: Text) -> bool:
-    """Whether a text is a table that says where something lies, in columns that are not understood."""
+    """Return whether a text is a table that says where something lies, in columns that are not understood."""
     header = _BEFORE.sub("", text.text.lstrip("\n \t"), count=1).partition("\n")[0]
     columns = {column_name(c) for c in re.split(r"[,;|\t]", header.replace('"', ""))}
     return len(columns & _PLACES) >= 2 or bool(columns & _AREAS & _PLACES and columns & set(IMAGE_COLUMNS))

@@ -75,7 +75,7 @@ def corners_of(values: Sequence[float], reading: Reading) -> Corners:
 
 
 def is_turned(values: Sequence[float], reading: Reading) -> bool:
-    """Whether a row is an oriented box whose sides are not upright."""
+    """Return whether a row is an oriented box whose sides are not upright."""
     return reading.outlines and len(values) in (8, 9, 10) and _is_parallelogram(values) and not _is_upright(values)
 
 
@@ -122,7 +122,7 @@ def _readings(rows: Sequence[Sequence[float]]) -> str:
 
 
 def _fits_box(row: Sequence[float], width: int) -> bool:
-    """Whether a row can be a box with further columns; key points of more than 2 columns have `width` numbers each."""
+    """Return whether a row can be a box with further columns; key points of more than 2 columns have `width` numbers each."""
     _, _, w, h = row[:4]
     if not (w > 0 and h > 0 and _is_inside(row)):
         return False
@@ -168,7 +168,7 @@ def _is_upright(row: Sequence[float]) -> bool:
 
 
 def _counts(row: Sequence[float]) -> bool:
-    """Whether a row has whole numbers where a track number or visibilities stand, which no outline has in every row."""
+    """Return whether a row has whole numbers where a track number or visibilities stand, which no outline has in every row."""
     rest = row[4:]
     return _is_count(rest[-1]) if len(rest) <= 2 else len(rest) % 3 == 0 and all(map(_is_count, rest[2::3]))
 
