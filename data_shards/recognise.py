@@ -31,7 +31,7 @@ READERS: tuple[Callable[[Text, Collection[str]], Annotation | None], ...] = (
 )
 """Readers of files that say by themselves what they are. Each returns None for any other file."""
 _LABELS = "labels of whole images", "write a table with the columns image and class"
-_TABLE = "a table with boxes in unknown columns", "name them image, x0, y0, x1, y1"
+_TABLE = "a table with boxes in unknown columns", "name them image, x0, y0, x1, y1, or export the tool's JSON"
 TOOLS = ("labelme", "cvat", "label_studio", "via", "supervisely")
 """Kinds of annotations as annotation tools save them."""
 KINDS = ("coco", *TOOLS, "csv", "voc", "yolo", "lines", "masks")
@@ -79,16 +79,15 @@ def recognise(
             found.add(annotation)
         elif class_list(text):
             continue
-        elif (table := read_table(text)) is not None:
+        elif (table := read_table(text)) is not None and table.place:
             found.tables.append(table)
-            if table.place:
-                found.add(table.annotation(choices.labels))
-            elif table.whole(choices.labels):
-                found.whole.append(table)
-            elif places_unread(text):
-                found.unread.append((text, *_TABLE))
+            found.add(table.annotation(choices.labels))
         elif places_unread(text):
+            found.tables += [table] if table else []  # it may say whose the images are
             found.unread.append((text, *_TABLE))
+        elif table is not None:
+            found.tables.append(table)
+            found.whole += [table] if table.whole(choices.labels) else []
         elif (unread := foreign_format(text)) is not None:
             found.unread.append((text, *unread))
         elif labels_whole_images(text, finder):

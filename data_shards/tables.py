@@ -25,6 +25,8 @@ _IMAGE_SIZES = (("image_width", "image_height"), ("img_width", "img_height"), ("
 _BEFORE = re.compile(r"\A(?:sep=.\n)?(?:#[^\n,;|\t]*\n)*", re.IGNORECASE)
 """What may stand before the header: what divides columns, for spreadsheets, and comments."""
 _AREAS = frozenset(("bbox", "box", "bounding_box", "polygon", "points", "segmentation", "coordinates", "rle"))
+_AREA_CELL = re.compile(r'""?(?:x|points|bbox|rle|polygons?|rectanglelabels|shape_attributes)""?\s*:')
+"""What stands in a cell with an area, as JSON."""
 _PLACES = frozenset(name for names in (*CORNERS, *_STARTS, *_CENTRES) for name in names) | _AREAS
 """A table with one of these is about parts of images, so its rows label no whole ones."""
 
@@ -135,7 +137,9 @@ def places_unread(text: Text) -> bool:
     """Return whether a text is a table that says where something lies, in columns that are not understood."""
     header = _BEFORE.sub("", text.text.lstrip("\n \t"), count=1).partition("\n")[0]
     columns = {column_name(c) for c in re.split(r"[,;|\t]", header.replace('"', ""))}
-    return len(columns & _PLACES) >= 2 or bool(columns & _AREAS & _PLACES and columns & set(IMAGE_COLUMNS))
+    named = bool(columns & set(IMAGE_COLUMNS))
+    areas = bool(columns & _AREAS or _AREA_CELL.search(text.text[:65536]))
+    return len(columns & _PLACES) >= 2 or (named and areas)
 
 
 def tables_in(texts: Iterable[Text]) -> Iterator[Table]:

@@ -122,7 +122,7 @@ def _readings(rows: Sequence[Sequence[float]]) -> str:
 
 
 def _fits_box(row: Sequence[float], width: int) -> bool:
-    """Return whether a row can be a box with further columns; key points of more than 2 columns have `width` numbers each."""
+    """Return whether a row can be a box with further columns; key points have `width` numbers each."""
     _, _, w, h = row[:4]
     if not (w > 0 and h > 0 and _is_inside(row)):
         return False
@@ -168,7 +168,10 @@ def _is_upright(row: Sequence[float]) -> bool:
 
 
 def _counts(row: Sequence[float]) -> bool:
-    """Return whether a row has whole numbers where a track number or visibilities stand, which no outline has in every row."""
+    """Return whether a row has whole numbers where a track number or visibilities stand.
+
+    No set of outlines has them in every row.
+    """
     rest = row[4:]
     return _is_count(rest[-1]) if len(rest) <= 2 else len(rest) % 3 == 0 and all(map(_is_count, rest[2::3]))
 

@@ -233,6 +233,7 @@ def test_a_tools_export_gives_its_teeth(tmp_path, capsys, tool):
         ("0.xml", "<teeth><tooth><x>3</x><y>4</y></tooth></teeth>", "XML of an unknown tool"),
         ("0.txt", "1 2 3 4 5 6 7 8 9\n" * 3, "numbers in an unknown order"),
         ("t.csv", "0.png,1,2,30,40\n", "numbers in an unknown order"),
+        ("t.csv", 'image,id,label\n0.png,1,"[{""x"": 1, ""y"": 2, ""width"": 3}]"\n', "boxes in unknown columns"),
         ("t.csv", "image,bbox\n0.png,\"[1, 2, 3, 4]\"\n", "boxes in unknown columns"),
     ],
 )  # fmt: skip
