@@ -19,12 +19,17 @@ CONVERSION = 3
 """Version of `convert`: raised whenever it makes other bytes of the same job, so that old ones are not continued."""
 
 
+_VERSION = re.compile(r"\.rf\.[0-9A-Za-z]{20,}\.\w+$")
+"""What Roboflow puts behind a name: augmented versions of one radiograph differ in this alone."""
+
+
 def patients_of(
     pattern: re.Pattern[str] | None, tables: TablePatients, images: Sequence[Entry], key: Key, ledgers: Ledgers
 ) -> dict[str, tuple[str, str]]:
     """Return the patient's id and what it was made from, by radiograph id.
 
-    The pattern decides, else tables (whose texts stay out of the second), else each radiograph is a patient.
+    The pattern decides, else tables (whose texts stay out of the second), else each radiograph is a patient, with its
+    augmented versions.
     """
     patients = {}
     for image in images:
@@ -35,7 +40,7 @@ def patients_of(
             patients[image.radiograph] = (key.id("patient", "dicom", stated), "")  # as if a header stated it
             continue
         if pattern is None:
-            name = image.name
+            name = _VERSION.sub("", image.name)
         elif match := pattern.search(image.name):
             name = match[1] if pattern.groups and match[1] is not None else match[0]
         else:

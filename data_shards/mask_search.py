@@ -17,8 +17,8 @@ _ROLE = re.compile(
     r"(?<![^\W\d_])(?:images?|img|xray|x-ray|radiographs?|scan|original|orig|raw|input|photo|opg)(?![^\W\d_])"
 )
 """Words of a radiograph's name that its masks do not have."""
-_READ_ALL = 2000
-"""Candidates up to which all are read at once; of more, some of each folder first."""
+_READ_ALL = 200
+"""Candidates up to which all are read at once; of more, as many first, some of each folder."""
 _TRIED = 3
 
 
@@ -51,6 +51,7 @@ def search_masks(inventory: Inventory, sources: Sequence[tuple[int, Source]]) ->
     candidates = [image for image in sparse if image.names_mask or stems.has(image)]
     if len(candidates) > _READ_ALL:
         tried = list(_some_of_each_folder(candidates))
+        tried = tried[:: -(-len(tried) // _READ_ALL)]
         if not any(_is_mask(masked) for masked in _read(tried, sources)):
             candidates = [image for image in candidates if image.names_mask]
     masks = {masked.entry.file: masked for masked in _read(candidates, sources) if _is_mask(masked)}

@@ -196,6 +196,12 @@ def test_one_patient_is_never_on_both_sides(tmp_path, capsys):
     assert len(patients_of(samples) | patients_of(held)) == 4
 
 
+def test_augmented_versions_are_one_patient(tmp_path, capsys):
+    names = [f"train/{number}_png.rf.{letter * 32}.png" for number, letter in ((1, "a"), (1, "b"), (2, "c"))]
+    _, samples, _ = packed(tmp_path, dict(zip(names, map(scan, SEEDS), strict=True)), capsys, "--boxes", "none")
+    assert len(patients_of(samples)) == 2
+
+
 def test_two_patients_of_one_radiograph(tmp_path, capsys):
     members = {f"{seed}.png": scan(seed) for seed in SEEDS}
     members["t.csv"] = table("patient", ["A", "B", "C"])
