@@ -37,8 +37,8 @@ class PackConfig:
     by the patients' column of a table, DICOM files by the patient id in their header, and every other radiograph counts
     as one patient, since nothing in a file name says otherwise by itself."""
     patient_column: str | None = None
-    """Column of the tables that says whose a radiograph is. Left out, one that is called `patient`, `patient_id`,
-    `subject`, `case` or the like, as it says most; in a --patient pattern's presence no column counts."""
+    """Column of the tables that says whose a radiograph is, instead of --patient. Left out, one that is called
+    `patient`, `patient_id`, `subject`, `case` or the like, as no other may be meant."""
     masks: str | None = None
     """Folder of the masks to use, or the ending of their names (`Segmentation/teeth`, `_teeth`), where masks of several
     kinds lie beside the radiographs. None, as one kind needs no choice."""

@@ -35,9 +35,9 @@ class MaskKind:
         return sum(map(len, self.masks.values()))
 
     def is_called(self, name: str) -> bool:
-        """Return whether `--masks` means this kind by a folder's path, its end, or an ending of names."""
-        wanted, label = name.strip("/ ").casefold(), self.label.casefold()
-        return label == wanted or label.endswith(f"/{wanted}") or (wanted.strip("*_- ") == self.ending != "")
+        """Return whether `--masks` means this kind: a folder of its path, or an ending of names."""
+        wanted = name.strip("/ ").casefold()
+        return f"/{wanted}/" in f"/{self.label.casefold()}/" or (wanted.strip("*_- ") == self.ending != "")
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Masks:
 
 
 def read_masks(masks: Sequence[Masked], radiographs: Iterable[Entry], asked: str | None) -> Masks:
-    """Return the masks to use: of the kind `asked` for, else of all kinds if no two differ on a radiograph.
+    """Return the masks to use: of the kinds `asked` for, else of all kinds if no two differ on a radiograph.
 
     Raise PackError where no kind is the one that is asked for.
     """
@@ -70,7 +70,7 @@ def read_masks(masks: Sequence[Masked], radiographs: Iterable[Entry], asked: str
         kinds = chosen
     groups = _grouped([kind for kind in kinds if _parts(kind)])
     apart = ((a, b) for n, group in enumerate(groups) for a in group for other in groups[:n] for b in other)
-    if any(a.masks.keys() & b.masks.keys() for a, b in apart):
+    if asked is None and any(a.masks.keys() & b.masks.keys() for a, b in apart):
         listed = ", ".join(f"{kind.label} ({counted(kind.count, 'mask')})" for kind in kinds)
         found.question = (
             f"masks of several kinds lie beside the radiographs: {listed}. Say which of them are of teeth with "

@@ -72,6 +72,20 @@ def test_radiographs_whose_names_say_what_they_are(tmp_path, capsys, image, draw
     assert "boxes: masks" in said
 
 
+def test_a_folder_above_several_kinds_chooses_all(tmp_path, capsys):
+    members = {}
+    for seed in SEEDS:
+        members |= {f"img/{seed}.png": scan(seed), f"jaw/{seed}.png": jaw()}
+        members |= {
+            f"gt/{kind}/{seed}.png": saved(mask(seed, k)) for k, kind in enumerate(("one", "two", "three", "four"))
+        }
+    code, _, said = packed(tmp_path, members, capsys)
+    assert code == 2
+    assert "gt/four (3 masks)" in said
+    _, samples, _ = packed(tmp_path, members, capsys, "--masks", "gt")
+    assert_teeth(samples, SEEDS)
+
+
 def test_masks_of_no_radiograph_stop_the_pack(tmp_path, capsys):
     members = {f"img/op{seed}x.png": scan(seed) for seed in SEEDS}
     members |= {f"masks/{seed}.png": saved(mask(seed)) for seed in SEEDS}
