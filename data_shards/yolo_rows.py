@@ -14,6 +14,7 @@ from data_shards.annotation import Corners
 _DIVIDED = re.compile(r"[\s,;]+")
 _DECIMAL_COMMA = re.compile(r"(?<=\d),(?=\d)")
 _EDGE = 0.05  # of a side that boxes and outlines may reach over the image
+_FAR = 0.25  # of a side, beyond which an outline is none
 _AROUND = 0.25  # of a box's sides that key points may lie outside
 _OUTSIDE = 0.1
 """Share of boxes that reach over the image, beyond which they may be no boxes of centre and sides."""
@@ -71,6 +72,8 @@ def corners_of(values: Sequence[float], reading: Reading) -> Corners:
     points = values[: count - _beyond_outline(values)]
     if len(points) < 6:
         raise RowError(f"neither a box nor an outline: {count + 1} fields")
+    if min(points) < -_FAR or max(points) > 1 + _FAR:
+        raise RowError("neither a box nor an outline: it reaches far over the image")
     return min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])
 
 
@@ -99,8 +102,10 @@ def decide(rows: Iterable[Sequence[float]], points: tuple[int, int] | None = Non
         return Reading(question="rows of 5 columns can be a class, centre and sides, or a class and corners")
     if not long:
         return Reading()
-    same = columns.pop() if len(columns) == 1 else 0  # rows with key points have equally many columns
-    shapes = [(same - 4) // n for n in (2, 3) if same and (same - 4) % n == 0]
+    many = {count for count in columns if count > 5}
+    same = many.pop() if len(many) == 1 else 0  # rows with key points have equally many columns
+    widths = (2, 3) if columns == {same} else (3,)  # among plain boxes, only visibilities tell them from outlines
+    shapes = [(same - 4) // n for n in widths if same and (same - 4) % n == 0]
     fitting = max(sum(_fits_box(row, (same - 4) // n if n else 0) for row in long) for n in [*shapes, 0])
     outlines = sum(map(_fits_outline, long))
     if fitting < _CLEARLY * outlines or not fitting:

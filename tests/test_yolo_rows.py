@@ -48,7 +48,12 @@ def varied(k, *box):
     return (written("0", *box), upright(k, *box), hexagon(k, *box), triangle(k, *box))[k]
 
 
+def posed_among_boxes(k, *box):
+    return written("0", *box) if k == 3 else poses("2")(k, *box)
+
+
 READ = {
+    "visible key points among boxes": (posed_among_boxes, NAMES),
     "boxes": (lambda k, *box: written("0", *box), NAMES),
     "float classes": (lambda k, *box: " ".join(f"{v:.18e}" for v in (0.0, *box)), NAMES),
     "commas": (lambda k, *box: written("0", *box, by=","), NAMES),
