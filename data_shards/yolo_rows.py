@@ -105,8 +105,8 @@ def decide(rows: Iterable[Sequence[float]], points: tuple[int, int] | None = Non
     many = {count for count in columns if count > 5}
     same = many.pop() if len(many) == 1 else 0  # rows with key points have equally many columns
     widths = (2, 3) if columns == {same} else (3,)  # among plain boxes, only visibilities tell them from outlines
-    shapes = [(same - 4) // n for n in widths if same and (same - 4) % n == 0]
-    fitting = max(sum(_fits_box(row, (same - 4) // n if n else 0) for row in long) for n in [*shapes, 0])
+    shapes = [(n, more) for n in widths for more in (0, 1, 2) if same > 6 and (same - 4 - more) % n == 0]
+    fitting = max(sum(_fits_box(row, *shape) for row in long) for shape in [*shapes, (0, 0)])
     outlines = sum(map(_fits_outline, long))
     if fitting < _CLEARLY * outlines or not fitting:
         return Reading(True)
@@ -126,8 +126,8 @@ def _readings(rows: Sequence[Sequence[float]]) -> str:
     return f"{boxes}, or {'oriented boxes (four corners)' if counts == {8} else 'outlines (polygons)'}"
 
 
-def _fits_box(row: Sequence[float], width: int) -> bool:
-    """Return whether a row can be a box with further columns; key points have `width` numbers each."""
+def _fits_box(row: Sequence[float], width: int, more: int) -> bool:
+    """Return whether a row can be a box with further columns: key points of `width` numbers each, and `more` after."""
     _, _, w, h = row[:4]
     if not (w > 0 and h > 0 and _is_inside(row)):
         return False
@@ -136,8 +136,11 @@ def _fits_box(row: Sequence[float], width: int) -> bool:
         return True
     if not width or len(rest) <= 2:
         return False
-    each = [rest[i : i + width] for i in range(0, len(rest), width)]
-    return all((p[2:] in ([], [0.0], [1.0], [2.0], (0.0,), (1.0,), (2.0,))) and _near(row, p[0], p[1]) for p in each)
+    rest, after = rest[: len(rest) - more], rest[len(rest) - more :]
+    points = [rest[i : i + width] for i in range(0, len(rest), width)]
+    seen = [value for point in points for value in point[2:]]
+    scored = all(0 <= value <= 1 or _is_count(value) for value in (*seen, *after))
+    return scored and max(seen, default=0) <= 2 and all(_near(row, point[0], point[1]) for point in points)
 
 
 def _is_inside(row: Sequence[float]) -> bool:

@@ -48,11 +48,17 @@ def varied(k, *box):
     return (written("0", *box), upright(k, *box), hexagon(k, *box), triangle(k, *box))[k]
 
 
+def four_points(k, x, y, w, h):
+    points = [(x - w / 3, y - h / 3), (x + w / 3, y - h / 3), (x + w / 3, y + h / 3), (x - w / 3, y + h / 3)]
+    return written("0", x, y, w, h, *(v for px, py in points for v in (px, py, "1")))
+
+
 def posed_among_boxes(k, *box):
     return written("0", *box) if k == 3 else poses("2")(k, *box)
 
 
 READ = {
+    "four visible key points": (four_points, NAMES),
     "visible key points among boxes": (posed_among_boxes, NAMES),
     "boxes": (lambda k, *box: written("0", *box), NAMES),
     "float classes": (lambda k, *box: " ".join(f"{v:.18e}" for v in (0.0, *box)), NAMES),
@@ -92,6 +98,9 @@ def test_rows_give_their_teeth(tmp_path, capsys, case):
     [
         (poses(""), ("boxes with key points", "oriented boxes (four corners)")),
         (lambda k, x, y, w, h: written("0", x, y, w, h, x, y), ("or a key point", "outlines (polygons)")),
+        (poses("0.87"), ("boxes with key points", "outlines (polygons)")),
+        (lambda *row: poses("0.87")(*row) + " 0.9", ("boxes with key points", "outlines (polygons)")),
+        (lambda *row: poses("0.87")(*row) + " 0.9 7", ("boxes with key points", "outlines (polygons)")),
     ],
 )
 def test_rows_that_can_be_both_are_refused(tmp_path, capsys, row, readings):
