@@ -45,27 +45,51 @@ def patient_column(columns: Sequence[str], asked: str | None) -> str:
 def table_patients(tables: Iterable[Table], finder: ImageFinder, asked: str | None) -> TablePatients:
     """Return the patients that tables name. Raise PackError where no table has the column that is `asked` for."""
     found, there = TablePatients(), dict[str, None]()
+    named: dict[str, dict[str, str]] = {}
     for table in tables:
         there.update(dict.fromkeys(table.columns))
         column = patient_column([c for c in table.columns if c != table.image], asked)
-        if not column:
-            continue
-        found.columns[column] = None
-        images: dict[str, Entry | None] = {}
-        for row in table.rows():
-            name, called = patient_name(row.get(column) or ""), row.get(table.image) or ""
-            if name and called not in images:
-                images[called] = finder.named(called, table.text.entry)
-            image = images[called] if name else None
-            if image is None:
-                continue
-            found.files.add(table.text.entry.file)
-            if found.names.setdefault(image.radiograph, name) != name:
-                found.torn.add(image.radiograph)
+        if column:
+            found.columns[column] = None
+            _enter(table, column, finder, named.setdefault(_plain(column), {}), found)
     if asked is not None and not found.columns:
         has = f"the tables have {', '.join(c for c in there if c)}" if there else "there is no table that names images"
         raise PackError(f"--patient-column {asked}: no table has such a column ({has}). Name one that is there.")
+    for column in sorted(named, key=PATIENT_COLUMNS.index) if asked is None else named:
+        _add(found.names, named[column], column)
     return found
+
+
+def _enter(table: Table, column: str, finder: ImageFinder, names: dict[str, str], found: TablePatients) -> None:
+    """Enter what a column of a table names into `names`, by radiograph id."""
+    images: dict[str, Entry | None] = {}
+    for row in table.rows():
+        name, called = patient_name(row.get(column) or ""), row.get(table.image) or ""
+        if name and called not in images:
+            images[called] = finder.named(called, table.text.entry)
+        image = images[called] if name else None
+        if image is None:
+            continue
+        found.files.add(table.text.entry.file)
+        if names.setdefault(image.radiograph, name) != name:
+            found.torn.add(image.radiograph)
+
+
+def _add(names: dict[str, str], further: dict[str, str], column: str) -> None:
+    """Add what a less certain column says of radiographs without a patient, such as the case that they are of.
+
+    A case is one patient's. A column in which one name stands for several patients counts something else.
+    """
+    patients: dict[str, set[str]] = {}
+    for radiograph, name in further.items():
+        if radiograph in names:
+            patients.setdefault(name, set()).add(names[radiograph])
+    if any(len(several) > 1 for several in patients.values()):
+        return
+    first = not names
+    for radiograph, name in further.items():
+        known = next(iter(patients.get(name, ())), name if first else f"{column} {name}")
+        names.setdefault(radiograph, known)
 
 
 def patient_name(text: str) -> str:

@@ -196,6 +196,19 @@ def test_one_patient_is_never_on_both_sides(tmp_path, capsys):
     assert len(patients_of(samples) | patients_of(held)) == 4
 
 
+def test_cases_in_a_second_table_belong_to_the_patients(tmp_path, capsys):
+    """A case of a patient is that patient; a column that says something else does not join patients."""
+    members = {f"{seed}.png": scan(seed) for seed in range(6)}
+    members["a.csv"] = "image,patient\n0.png,A\n1.png,B\n2.png,B\n"
+    members["b.csv"] = "image,case\n0.png,7\n3.png,7\n1.png,8\n4.png,9\n5.png,9\n"
+    _, samples, _ = packed(tmp_path, members, capsys, "--boxes", "none")
+    assert len(patients_of(samples)) == 3
+    (tmp_path / "other").mkdir()
+    members["b.csv"] = "image,case\n" + "".join(f"{seed}.png,adult\n" for seed in range(6))
+    _, samples, _ = packed(tmp_path / "other", members, capsys, "--boxes", "none")
+    assert len(patients_of(samples)) == 5
+
+
 def test_augmented_versions_are_one_patient(tmp_path, capsys):
     names = [f"train/{number}_png.rf.{letter * 32}.png" for number, letter in ((1, "a"), (1, "b"), (2, "c"))]
     _, samples, _ = packed(tmp_path, dict(zip(names, map(scan, SEEDS), strict=True)), capsys, "--boxes", "none")
