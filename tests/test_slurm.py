@@ -105,7 +105,7 @@ def test_a_job_that_meets_its_time_limit_is_requeued_and_finishes_as_if_undistur
         # The signal that Slurm sends before the limit, without the minutes until then.
         assert cluster.run(["scontrol", "update", "JobId=1", "TimeLimit=1"])[0] == 0
         state = out / "state.json"
-        list(iter_until(lambda: '"stopped"' in state.read_text(), 60))
+        list(iter_until(lambda: state.exists() and '"stopped"' in state.read_text(), 300))
         list(iter_until(lambda: "PENDING" in cluster.run(["squeue", "-h", "-o", "%T"])[1], 30))
         assert cluster.run(["scontrol", "update", "JobId=1", "TimeLimit=30"])[0] == 0  # what it was, so to say
         list(iter_until(lambda: state.exists() and '"finished"' in state.read_text(), 240))
