@@ -13,6 +13,7 @@ import numpy as np
 
 from data_shards.boxes import Box
 from data_shards.crops import CropError, Rules, crop_of
+from data_shards.depth import FULL_RANGE
 from data_shards.ids import Key
 from data_shards.index import BLOCK
 from data_shards.near import perceptual_hash
@@ -72,6 +73,7 @@ class Settings(NamedTuple):
 class Frame:
     """What became of one radiograph. `reason` is set where nothing did.
 
+    `full_range`: the stated DICOM window is not applied, as it clips most of the image.
     `pixels` is the fingerprint of the decoded radiograph, `hash` its perceptual hash; `samples` and `size` count its
     crops and the bytes of their tar members; `boxes` are those that only came to light in conversion; `bits` is the
     depth of the stored crops, and `count`, `total`, `squares` are sums over their pixels (exact integers, so that
@@ -86,6 +88,7 @@ class Frame:
     hash: str = ""
     samples: int = 0
     size: int = 0
+    full_range: bool = False
     boxes: list[str] = field(default_factory=list)
     rejected: list[tuple[str, str]] = field(default_factory=list)
     bits: int = 8
@@ -133,6 +136,7 @@ def convert(job: Job, key: Key, settings: Settings) -> Converted:
 def _crops_of(found: Radiograph, number: int, frame: Frame, job: Job, key: Key, settings: Settings) -> bytes:
     if settings.own_patient and not job.stated and found.patient:
         frame.patient = key.id("patient", "dicom", found.patient)
+    frame.full_range = found.facts.get("window") == FULL_RANGE
     eight = highest_eight(found.pixels, found.bits)
     frame.pixels = key.of_pixels(eight)  # whatever --depth is, so that an 8-bit copy is known for one
     if settings.depth == 8:

@@ -10,6 +10,8 @@ MAX_FRAMES = 1000
 """Images read of one file."""
 DAMAGED = "the image is damaged or cut short"
 BOMB = f"over {MAX_PIXELS} pixels, taken for a decompression bomb"
+FULL_RANGE = "full range"
+"""The fact `window` of a radiograph whose stated DICOM window clips most of the image, so that it is not applied."""
 DEPTHS = (8, 10, 12, 14, 16)
 """Bits that detectors deliver."""
 

@@ -14,7 +14,7 @@ from pydicom.pixels.decoders.base import Decoder
 from pydicom.uid import UID, JPEGExtended12Bit, RLELossless
 
 from data_shards import dicom_gdcm
-from data_shards.depth import DAMAGED, MAX_FRAMES, Radiograph, RadiographError, check_size, of_integers
+from data_shards.depth import DAMAGED, FULL_RANGE, MAX_FRAMES, Radiograph, RadiographError, check_size, of_integers
 from data_shards.dicom_form import check_inflated, coded_size, guessed_syntax
 from data_shards.dicom_gdcm import Coded
 from data_shards.dicom_gray import shown
@@ -65,8 +65,9 @@ def frames(raw: bytes, burned_in: Literal["reject", "keep"]) -> Iterator[Radiogr
     about = facts(header, _COMPRESSIONS[syntax])
     for index in range(min(count, MAX_FRAMES)):
         try:
-            pixels, bits = _decode(header, decoder, index, count)
-            yield Radiograph(pixels, bits, pixel_aspect(header), about, patient(header))
+            pixels, bits, clips = _decode(header, decoder, index, count)
+            window = {"window": FULL_RANGE} if clips else {}
+            yield Radiograph(pixels, bits, pixel_aspect(header), about | window, patient(header))
         except RadiographError as error:
             yield error
         except Exception:  # decoders raise anything on damaged frames
@@ -111,14 +112,15 @@ def _decoder(header: Any, syntax: str) -> Decoder:
     return decoder
 
 
-def _decode(header: Any, decoder: Decoder, index: int, count: int) -> tuple[np.ndarray, int]:
+def _decode(header: Any, decoder: Decoder, index: int, count: int) -> tuple[np.ndarray, int, bool]:
+    """Return the pixels of a frame, their bits, and whether its stated window is set aside (`shown`)."""
     values = _stored(header, decoder, index, count)
     stored_bits, high_bit = int(header.BitsStored), int(number(header, "HighBit") or 0)
     declared = stored_bits if stored_bits < 16 else None
     if word(header, "PhotometricInterpretation") == "PALETTE COLOR":
         values, declared = apply_color_lut(values, header), None
     if values.ndim == 3:
-        return of_integers(cv2.cvtColor(np.ascontiguousarray(values), cv2.COLOR_RGB2GRAY), declared)
+        return *of_integers(cv2.cvtColor(np.ascontiguousarray(values), cv2.COLOR_RGB2GRAY), declared), False
     values = values.astype(np.int32)
     if decoder.is_encapsulated and RLELossless != decoder.UID:  # RLE keeps the layout of raw pixels
         wider = not header.PixelRepresentation and int(values.max()) >> stored_bits

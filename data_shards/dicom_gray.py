@@ -6,13 +6,19 @@ from pydicom import Dataset
 from data_shards.depth import depth_of
 from data_shards.dicom_header import element, number, word
 
+MIN_CLIPPED = 0.25
+"""Share of the pixels. A window that makes fewer of them black or white is never set aside."""
 
-def shown(header: Dataset, values: np.ndarray, stored_bits: int) -> tuple[np.ndarray, int]:
-    """Stored values int32 [H, W] of `stored_bits` (1 to 16) as uint8 or uint16 [H, W], dense bright, and their bits.
+
+def shown(header: Dataset, values: np.ndarray, stored_bits: int) -> tuple[np.ndarray, int, bool]:
+    """Return stored values int32 [H, W] of `stored_bits` (1 to 16) as uint8 or uint16 [H, W], dense bright.
+
+    Also return their bits, and whether a stated VOI LUT or window was set aside because it clips (`_clips`).
 
     Every step depends on the stored value alone, so it is worked out in float64 for a table of all values: modality
-    LUT or rescale; then the VOI LUT, or else the first window (linear, exact or sigmoid); without either, the whole
-    range of the depth. MONOCHROME1 or a PresentationLUTShape of INVERSE turns gray around, once. Padding becomes 0.
+    LUT or rescale; then the VOI LUT, or else the first window (linear, exact or sigmoid); without either, or where it
+    clips, the whole range of the depth. MONOCHROME1 or a PresentationLUTShape of INVERSE turns gray around, once.
+    Padding becomes 0.
 
     The depth is `stored_bits`, but 16 of 16 tell of the container only: there the range of the values decides. Where
     neither step says what negative values are, they lie in the lower half of the depth.
@@ -21,19 +27,48 @@ def shown(header: Dataset, values: np.ndarray, stored_bits: int) -> tuple[np.nda
     stored = np.arange(least, least + (1 << stored_bits))
     indices = values - least
     padding = _is_padding(header, stored)
-    occurs = np.zeros(stored.size, dtype=bool)
-    occurs[indices] = True
-    seen = stored[occurs & ~padding] if (occurs & ~padding).any() else np.zeros(1, int)
+    counts = np.where(padding, 0, np.bincount(indices.ravel(), minlength=stored.size))
+    seen = stored[counts > 0] if counts.any() else np.zeros(1, int)
 
     bits = stored_bits if stored_bits < 16 else depth_of(seen[0], seen[-1])
     whole = (stored + (1 << bits - 1 if seen[0] < 0 else 0)) / ((1 << bits) - 1)
-    share = _windowed(header, *_modality(header, stored, whole))
+    modality, full = _modality(header, stored, whole)
+    share = _windowed(header, modality, full)
+    clips = share is not full and _clips(share, full, counts)
+    share = full if clips else share
     if word(header, "PhotometricInterpretation") == "MONOCHROME1" or word(header, "PresentationLUTShape") == "INVERSE":
         share = 1 - share
     bits = max(bits, 8)
     table = np.rint(share.clip(0, 1) * ((1 << bits) - 1)).astype(np.uint8 if bits == 8 else np.uint16)
     table[padding] = 0
-    return table[indices], bits
+    return table[indices], bits, clips
+
+
+def _clips(share: np.ndarray, full: np.ndarray, counts: np.ndarray) -> bool:
+    """Return whether a window hides more than it shows of an image that has each table value `counts` times.
+
+    It hides the pixels that become pure black or white. Each group of pixels weighs as many as it has, times the range
+    of gray that its middle half covers (`full`, without the window). Background air and collimated borders are many
+    pixels of nearly one value, so a window may clip them; tissue has a range. Values are compared in 8 bits.
+    """
+    levels = np.rint(share.clip(0, 1) * 255)
+    black, white = levels == 0, levels == 255
+    hidden = counts[black | white].sum()
+    if hidden <= MIN_CLIPPED * counts.sum():
+        return False
+    black_weight, white_weight, shown_weight = (
+        _weight(full[group], counts[group]) for group in (black, white, ~(black | white))
+    )
+    return black_weight + white_weight > shown_weight
+
+
+def _weight(gray: np.ndarray, counts: np.ndarray) -> float:
+    """Return the number of pixels times their interquartile range of gray, whose table values are ordered."""
+    total = counts.sum()
+    if not total:
+        return 0.0
+    low, high = np.searchsorted(np.cumsum(counts), (0.25 * total, 0.75 * total))
+    return float(total * abs(gray[high] - gray[low]))
 
 
 def _is_padding(header: Dataset, stored: np.ndarray) -> np.ndarray:

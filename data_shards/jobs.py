@@ -15,7 +15,7 @@ from data_shards.member import Member
 from data_shards.sources import Source
 from data_shards.table_patients import TWO_PATIENTS, TablePatients
 
-CONVERSION = 3
+CONVERSION = 4
 """Version of `convert`: raised whenever it makes other bytes of the same job, so that old ones are not continued."""
 
 

@@ -43,7 +43,7 @@ FACTS = (
     *("format", "compression", "modality", "photometric", "presentation_intent", "intensity_relation", "lossy"),
     *("detector_type", "bits_allocated", "bits_stored", "pixel_spacing_mm", "imager_pixel_spacing_mm", "magnification"),
     *("kvp", "tube_current_ma", "exposure_time_ms", "exposure_mas", "source_to_detector_mm", "source_to_patient_mm"),
-    *("burned_in", "laterality", "body_part"),
+    *("burned_in", "laterality", "body_part", "window"),
 )
 """Technical metadata that a sample may carry: numbers and words of closed lists."""
 

@@ -107,6 +107,11 @@ def pack(config: PackConfig) -> dict[str, Any]:
             say(f"continuing: {len(journal)} files are converted already")
         done, chunks = _convert_all(config, sources, inventory.images, plan, patients, key, ledgers, journal)
         settled = settle(done, plan, earlier, inventory.images, near, config.drop_near, ledgers)
+        if clipped := sum(frame.full_range for frame in settled.frames):
+            say(
+                f"warning: the DICOM window of {counted(clipped, 'radiograph')} would make most of the image black or "
+                "white, so the full range of gray is used instead (their samples have `window`: full range)"
+            )
         others = sum(earlier.radiographs.get(f.radiograph, f.pixels) != f.pixels for f in settled.frames)
         if others:
             say(
