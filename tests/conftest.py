@@ -1,4 +1,9 @@
 import os
+import signal
+
+# A shell ignores SIGINT for what it starts in the background, and every child of the tests would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Two processes of tests share the machine: with more threads than cores torch stalls. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
