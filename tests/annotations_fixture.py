@@ -64,6 +64,7 @@ def mask(seed, only=None, values=(255,) * 4):
 def packed(folder, members, capsys, *options):
     """What `pack` makes of an archive of these members: exit code, samples' JSON, and all that is said."""
     archive, out = folder / "a.zip", folder / "out"
+    (folder / "key").write_text("a key of the tests, so that ids and holdouts are the same in every run")
     with zipfile.ZipFile(archive, "w") as writer:
         for name, content in members.items():
             writer.writestr(name, content)
