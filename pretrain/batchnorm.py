@@ -5,6 +5,7 @@ augmented views. What is exported has the statistics of crops as a user gives th
 """
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from augment import fit, stacked
 from data_shards.stream import Stream
 from pretrain.batches import normalised
 from pretrain.config import Config
-from pretrain.student_teacher import Network
+from pretrain.student_teacher import Network, batchnorms
 
 CROPS = 1024
 """Crops for the statistics of an export: with 256, 512 and 1024 of them, ghostnetv3's features after 60 steps had a
@@ -36,35 +37,47 @@ def calibration_crops(stream: Stream, size: tuple[int, int], substitutes: bool =
 
 
 def exported(teacher: Network, crops: np.ndarray, config: Config) -> Network:
-    """A copy of the teacher with its BatchNorm buffers set to the statistics of `crops` [N, H, W]."""
+    """Return a copy of the teacher with its BatchNorm buffers set to the statistics of `crops` [N, H, W].
+
+    A backbone whose statistics are frozen keeps them, and only the head's are set.
+    """
     network = copy.deepcopy(teacher)
     model = nn.Sequential(network.backbone, network.proj_head)
-    calibrate_batchnorm(model, crops, config.mean, config.std)
+    measured = network.proj_head if config.freezes_batchnorm else model
+    calibrate_batchnorm(model, crops, config.mean, config.std, norms=batchnorms(measured))
     return network
 
 
 @torch.no_grad()
 def calibrate_batchnorm(
-    model: nn.Module, images: np.ndarray, mean: float, std: float, batch_size: int | None = None
+    model: nn.Module,
+    images: np.ndarray,
+    mean: float,
+    std: float,
+    batch_size: int | None = None,
+    norms: Sequence[nn.modules.batchnorm._BatchNorm] | None = None,
 ) -> None:
-    """Set the BatchNorm buffers of `model` to the statistics of `images` [N, H, W], averaged over whole batches.
+    """Set the buffers of `norms` to the statistics of `images` [N, H, W], averaged over whole batches.
 
+    `norms` left out are all BatchNorm layers of `model`; others normalize by the buffers that they have.
     `batch_size` left out is that of an export: random weights and others' must be given them in the same way, for
     scores beside a run's own to be fair. The mode that the model is in is kept; one without BatchNorm is left alone.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = batchnorms(model) if norms is None else norms
     if not norms:
         return
     momenta = [m.momentum for m in norms]
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain average over the batches
-    model.train()
+        norm.train()
     device = next(model.parameters()).device
     batch_size = min(batch_size or max(BATCH, PIXELS // images[0].size), len(images))
     for i in range(0, len(images) - batch_size + 1, batch_size):  # whole batches, so that each weighs the same
         model(normalised(torch.from_numpy(images[i : i + batch_size]).unsqueeze(1).to(device), mean, std))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    model.train(training)
+    for module, mode in modes.items():
+        module.training = mode

@@ -38,7 +38,8 @@ def identity(
     settings = flat(json.loads(json.dumps(dataclasses.asdict(config))))
     kept = {k: v for k, v in settings.items() if k not in HARMLESS and not k.startswith("eval.")}
     data = {"data": [shards.checksum[:12] for shards in sets], "data.weights": weights, "data.order": ORDER}
-    return kept | data | {"init": init, "precision": precision, "total steps": total}
+    normalized = "frozen" if config.freezes_batchnorm else "batch"
+    return kept | data | {"batchnorm": normalized, "init": init, "precision": precision, "total steps": total}
 
 
 def circumstances(processes: int, threads: int, device: str, compiled: bool) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any
 
 def refuse_another_run(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     """Raise ChangedError where the checkpoint at `path` is of another run than `new`; a longer one is the same run."""
-    changed = differences(old, new)
+    changed = differences({"batchnorm": "batch"} | old, new)  # a run of before the setting
     if old.get("total steps", 0) < new["total steps"]:
         changed.pop("total steps", None)
     if old.get("init") is None and new["init"] is None:

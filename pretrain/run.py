@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 from data_shards.stream import ShardSet, Stream
 from pretrain.auto import resolved
 from pretrain.backbones import Backbone, build_backbone, fitting_backbone
+from pretrain.batchnorm import calibrate_batchnorm
 from pretrain.checkpoint import load_resume
 from pretrain.combined import load_combined
 from pretrain.config import Config, ConfigError
@@ -92,7 +93,11 @@ class Run:
         if path:
             self._restore(path, earlier)
         elif initial:
-            start_from(initial, config, self.trainer.student, self.trainer.teacher)
+            networks = self.trainer.student, self.trainer.teacher
+            start_from(initial, config, *networks)
+            if initial.stored.stated and config.freezes_batchnorm:  # a resume checkpoint: its statistics lag behind
+                for network in networks:
+                    calibrate_batchnorm(network.backbone, self.saving.calibration_crops, config.mean, config.std)
             self.say(initial.said(config))
         finished = self._on_main(lambda: self.folder.read_state().get("state")) == "finished"
         if finished and self.trainer.step == self.trainer.total:

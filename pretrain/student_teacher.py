@@ -14,12 +14,24 @@ from pretrain.heads import proj_head
 
 
 class Network(nn.Module):
-    """Backbone and projection head; student and teacher are two of these."""
+    """Backbone and projection head; student and teacher are two of these.
 
-    def __init__(self, backbone: Backbone, head: proj_head) -> None:
+    With `freeze_batchnorm` the backbone's BatchNorm normalizes by its running statistics and keeps them, in training
+    too; its scale and shift still learn.
+    """
+
+    def __init__(self, backbone: Backbone, head: proj_head, freeze_batchnorm: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
         self.proj_head = head
+        self.freeze_batchnorm = freeze_batchnorm
+
+    def train(self, mode: bool = True) -> "Network":
+        """Set training mode, in which a frozen BatchNorm stays in evaluation mode."""
+        super().train(mode)
+        for norm in batchnorms(self.backbone) if self.freeze_batchnorm else ():
+            norm.eval()
+        return self
 
     def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Batches of views, one tensor [N_i, 1, H_i, W_i] per crop size -> features [N, C] and logits [N, K] float32.
@@ -32,11 +44,16 @@ class Network(nn.Module):
         return torch.cat(features).float(), torch.cat([self.proj_head(batch) for batch in features])
 
 
+def batchnorms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """Return the BatchNorm layers of `model`."""
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
 def teacher_of(student: Network) -> Network:
     """A float32 copy of the student that gradients never touch.
 
-    It stays in training mode: its BatchNorm normalises by the batch, as the student's does. Its running buffers are
-    not used; those of an export are measured anew (pretrain/batchnorm.py).
+    It stays in training mode: its BatchNorm normalizes as the student's does. Running statistics of batches are not
+    used; those of an export are measured anew (pretrain/batchnorm.py).
     """
     return copy.deepcopy(student).requires_grad_(False).train()
 
@@ -49,7 +66,7 @@ def build_networks(config: Config) -> tuple[Network, Network]:
         freeze_unused(backbone, config.views.global_size)
     speed_up(backbone)
     head = proj_head(backbone.num_features, config.method.prototypes)
-    student = Network(backbone, head)
+    student = Network(backbone, head, config.freezes_batchnorm)
     student = student.to(memory_format=torch.channels_last).train()  # 0.6 to 1.0 of a convnet's seconds on a CPU
     teacher = teacher_of(student)
     if config.optim.gradient_checkpointing:

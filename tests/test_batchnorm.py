@@ -1,6 +1,7 @@
 """The exported teacher is right in `eval()`: its BatchNorm buffers are those of crops as users give them."""
 
 import copy
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,9 +17,12 @@ from data_shards.phantom import write_archive
 from data_shards.stream import ShardSet, Stream
 from pretrain.batches import normalised
 from pretrain.batchnorm import calibration_crops, exported
-from pretrain.config import Config, DataConfig
+from pretrain.combined import load_combined, save_combined
+from pretrain.config import Config, ConfigError, DataConfig
 from pretrain.evaluate import embed, knn_over_folds, load_labelled, unit
-from pretrain.student_teacher import Network
+from pretrain.initial import read_initial, start_from
+from pretrain.rates import rates_at
+from pretrain.student_teacher import Network, batchnorms, build_networks
 from pretrain.trainer import Trainer
 
 SIZE = (64, 48)
@@ -100,3 +104,60 @@ def test_the_heads_buffers_are_measured_too_and_the_teacher_is_left_alone(packed
     assert not torch.equal(export.proj_head.mlp[2].running_mean, teacher.proj_head.mlp[2].running_mean)
     assert all(torch.equal(a, b) for a, b in zip(export.parameters(), teacher.parameters(), strict=True))
     assert export.training == teacher.training
+
+
+def started(backbone: str, path: Path, **more) -> Trainer:
+    """A trainer that starts from weights with statistics of their own, written to `path`."""
+    views = ViewConfig(global_size=SIZE, local_size=SIZE, local_count=1)
+    config = Config(backbone=backbone, steps=2, data=DataConfig(batch_size=4, workers=0), views=views)
+    begun, _ = build_networks(config)
+    generator = torch.Generator().manual_seed(0)
+    for norm in batchnorms(begun.backbone):
+        norm.running_mean.normal_(generator=generator)
+        norm.running_var.uniform_(0.5, 2, generator=generator)
+    save_combined(path, begun.backbone, begun.proj_head)
+    config = replace(config, init=str(path), seed=1, **more)
+    trainer = Trainer(config, Accelerator(cpu=True), range(100))
+    start_from(read_initial(str(path)), config, trainer.student, trainer.teacher)
+    return trainer
+
+
+@pytest.mark.parametrize("name", WITH_BATCHNORM)
+def test_a_run_of_no_step_gives_back_its_start_to_the_bit(name, tmp_path):
+    """Statistics of new crops alone cost ImageNet's features 2 to 8 points, so a run from weights keeps the start's."""
+    trainer = started(name, tmp_path / "start.pth")
+    images = np.random.default_rng(0).integers(0, 256, (64, *SIZE), dtype=np.uint8)
+    export = exported(trainer.teacher, images, trainer.config)
+    start = load_combined(tmp_path / "start.pth").backbone
+    state = export.backbone.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in start.state_dict().items())
+    save_combined(tmp_path / "end.pth", export.backbone, export.proj_head)
+    end = load_combined(tmp_path / "end.pth").backbone
+    assert np.array_equal(*(embed(backbone, images[:8], 0.5, 0.25) for backbone in (start, end)))
+    assert not torch.equal(export.proj_head.mlp[2].running_mean, trainer.teacher.proj_head.mlp[2].running_mean)
+
+
+@pytest.mark.parametrize(("batchnorm", "kept"), [("auto", True), ("frozen", True), ("batch", False)])
+def test_steps_keep_frozen_statistics_and_train_scale_and_shift(batchnorm, kept, tmp_path):
+    trainer = started("test_resnet", tmp_path / "start.pth", batchnorm=batchnorm)
+    before = copy.deepcopy(trainer.student.backbone.state_dict())
+    trainer.trained = trainer.student
+    for _ in range(2):
+        views = [torch.randint(0, 256, (count * 4, 1, *SIZE), dtype=torch.uint8) for count in (2, 1)]
+        trainer.train_step(views, rates_at(trainer.config, 1, 2))
+    for network in (trainer.student, trainer.teacher):
+        for key, value in network.backbone.state_dict().items():
+            if "running" in key:
+                assert torch.equal(value, before[key]) == kept, key
+    after = trainer.student.backbone.state_dict()
+    assert not torch.equal(after["m.bn1.weight"], before["m.bn1.weight"])
+    images = np.random.default_rng(0).integers(0, 256, (64, *SIZE), dtype=np.uint8)
+    export = exported(trainer.teacher, images, trainer.config).backbone.state_dict()
+    assert torch.equal(export["m.bn1.running_var"], before["m.bn1.running_var"]) == kept
+
+
+def test_statistics_are_frozen_only_in_a_run_from_weights():
+    assert not Config().freezes_batchnorm
+    assert Config(init="start.pth").freezes_batchnorm
+    with pytest.raises(ConfigError, match="--batchnorm frozen keeps the statistics of --init, which is not given"):
+        Config(batchnorm="frozen").check(1)
