@@ -79,7 +79,7 @@ class Run:
         path = self._on_main(self._checkpoint)
         earlier = load_resume(path) if path else {}
         was = json.loads(earlier.get("identity", "{}"))
-        initial = read_initial(config.init) if config.init and not path else None
+        initial = read_initial(config.init, config.backbone) if config.init and not path else None
         self.init = initial.checksum if initial else checksum_of(config.init, was.get("init"))
         config = self.config = self._without_auto(len(stream), was, initial.prototypes if initial else None)
         on_cpu = self.state.device.type == "cpu"
@@ -92,8 +92,7 @@ class Run:
         if path:
             self._restore(path, earlier)
         elif initial:
-            start_from(initial, config, self.trainer.student, self.trainer.teacher)
-            self.say(initial.said(config))
+            self.say(start_from(initial, config, self.trainer.student, self.trainer.teacher))
         finished = self._on_main(lambda: self.folder.read_state().get("state")) == "finished"
         if finished and self.trainer.step == self.trainer.total:
             self.say(
