@@ -213,7 +213,10 @@ def _folded(
         else:
             theirs, whose = Scaling(tuple(cfg["mean"]), tuple(cfg["std"])), f"timm's for {cfg['architecture']}"
         if "mean" in foreign.stated:
-            theirs, whose = Scaling(foreign.stated["mean"], foreign.stated["std"]), "stated beside it"
+            theirs, whose = (
+                Scaling(foreign.stated["mean"], foreign.stated["std"]),
+                f"stated {'beside it' if foreign.path.is_file() else 'by timm'}",
+            )
         if not all(len(values) in (1, *channels) for values in theirs):
             raise FoldError(f"its stem takes {max(channels)} channels, its mean and std are of {len(theirs.mean)}")
         state, changed = fold_stem(state, stems, theirs, ours)
