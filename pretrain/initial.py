@@ -111,7 +111,10 @@ def starting_backbone(config: Config, checksum: str | None, crops: Callable[[], 
     """
     if config.init is None or not (is_hub(config.init) or Path(config.init).is_file()):
         return None
-    initial = read_initial(config.init, config.backbone)
+    try:
+        initial = read_initial(config.init, config.backbone)
+    except CheckpointError:  # another file by now, or a hub that is out of reach
+        return None
     if initial.checksum != checksum:
         return None
     backbone, stored = build_backbone(config.backbone), initial.stored

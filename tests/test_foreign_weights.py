@@ -90,9 +90,7 @@ def test_only_the_padded_border_of_a_stem_differs_and_only_by_the_difference_of_
     ours = backbone.m.bn1(backbone.m.conv1((images - 0.5) / 0.25))
     difference = (ours - theirs).abs()
     assert difference[..., 2:-2, 2:-2].max() < 1e-4  # a kernel of 7 with stride 2 meets 3 zeros
-    assert 1e-3 < difference.max()
-    again, _ = timm.create_model("resnet18").eval(), None
-    assert not torch.allclose(again.bn1(again.conv1((images.expand(-1, 3, -1, -1) - mean) / std)), ours, atol=0.1)
+    assert difference.max() > 1e-3
 
 
 def wrapped(form: str, state: dict[str, torch.Tensor], folder: Path) -> Path:
@@ -136,12 +134,7 @@ def test_both_networks_of_a_run_start_from_any_form_with_a_new_head(form, tmp_pa
     said = start_from(initial := read_initial(path, config.backbone), config, student, teacher)
     for network in (student, teacher):
         state = network.state_dict()
-        for key, tensor in state.items():
-            name = key.removeprefix("backbone.m.")
-            if key.startswith("proj_head.") or name == "stem_0.weight":
-                continue
-        body = [key for key in source if key in {k.removeprefix("backbone.m.") for k in state} or "." in key]
-        matched = [(key, place) for key in body if (place := _place(key, state))]
+        matched = [(key, place) for key in source if (place := _place(key, state))]
         stems = [place for key, place in matched if source[key].ndim == 4 and source[key].shape[1] == 3]
         assert len(stems) == 1
         for key, place in matched:
@@ -240,6 +233,11 @@ def test_timm_gives_the_weights_of_the_backbone_or_of_a_name(monkeypatch):
         assert torch.equal(student.backbone.m.state_dict()["layer4.0.conv1.weight"], model.layer4[0].conv1.weight)
         assert "stated by timm" in said
     assert asked == ["test_resnet", "test_resnet.r160_in1k"]
+
+
+def test_a_start_that_timm_no_longer_gives_is_not_scored(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert starting_backbone(Config(backbone="resnet18", init="timm"), "0123456789ab", lambda: None) is None
 
 
 def test_no_hub_is_one_line_with_the_remedy(monkeypatch, tmp_path):
