@@ -112,7 +112,7 @@ class OptimConfig:
     init_lr: float = 0.3
     """Factor of the learning rate in a run that starts from `init`: weights that know something keep it, and learn more
     than at 0.1 (docs/recipes.md); the full rate is for weights of the same crops."""
-    init_freeze: AutoFloat = "auto"
+    init_freeze: AutoFloat = "auto"  # type: ignore[assignment]
     """Share of a run that starts from `init` in which only the head learns: its gradients are large at first. The
     backbone's learning rate rises after it. auto: 0.05, and 0.15 where the weights have no head, so that it is new."""
     warmup: AutoFloat = 0.05

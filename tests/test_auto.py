@@ -132,7 +132,7 @@ def test_numbers_that_are_given_stay_and_the_rules_follow_them():
     base = Config(epochs=2, data=DataConfig(batch_size=32), method=MethodConfig(prototypes="auto", ema_start="auto"))
     config, _ = auto.resolved(base, 10_000, "cuda", 4)
     assert (config.epochs, config.data.batch_size) == (2, 32)
-    assert config.optim == replace(base.optim, init_freeze=0.05)
+    assert config.optim == dataclasses.replace(base.optim, init_freeze=0.05)
     assert (config.method.prototypes, config.method.ema_start) == (512, auto.ema_start(625))
 
 
