@@ -53,7 +53,8 @@ class WeightsConfig:
 
     checkpoint: str
     """Combined checkpoint: FILE.pth of a run or of the release, safetensors, or a run's checkpoints/step-N.pth. The
-    facts beside it (FILE.json) say all that the options from --backbone to --std can."""
+    facts beside it (FILE.json) say all that the options from --backbone to --std can. Or a backbone alone, as timm,
+    torchvision, Hugging Face, DINO, DINOv2 or Lightning store it; timm or timm:NAME lets timm download one."""
     out: str
     """Folder for the results, made if absent: metrics.json, and what the command makes."""
     network: Literal["teacher", "student"] = "teacher"

@@ -20,7 +20,7 @@ from downstream.features import embed_crops
 from downstream.onnx_export import EXTRA, missing_packages, write_onnx
 from downstream.phantoms import phantom_teeth
 from downstream.weights import Weights
-from pretrain.backbones import Backbone, release_of
+from pretrain.backbones import Backbone, release_of, timm_places
 from pretrain.checkpoint import replace_atomically
 
 
@@ -88,17 +88,10 @@ def export(config: WeightsConfig, weights: Weights) -> dict[str, Any]:
 def plain_keys(model: Backbone, plain: list[str], name: str) -> dict[str, Tensor]:
     """The backbone's tensors under the keys of the plain timm model, which timm loads before it makes features of it.
 
-    timm's features-only wrappers rename a module's path a.b to a_b, or put `model.` before it. Layers after the last
-    feature map are in the plain model alone and left out. Raises DownstreamError where a key has no counterpart.
+    Raises DownstreamError where a key has no counterpart.
     """
     ours = {key.removeprefix("m."): tensor for key, tensor in model.state_dict().items()}
-    found = {}
-    for key in plain:
-        parts = key.split(".")
-        joined = ("_".join(parts[:i]) + "." + ".".join(parts[i:]) for i in range(1, len(parts)))
-        source = next((k for k in (f"model.{key}", *joined) if k in ours), None)
-        if source is not None:
-            found[key] = ours.pop(source).contiguous()
+    found = {key: ours.pop(place).contiguous() for key, place in timm_places(list(ours), plain).items()}
     if ours:
         raise DownstreamError(
             f"backbone '{name}' cannot be exported: timm's plain model has no place for {', '.join(list(ours)[:3])} "

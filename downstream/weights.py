@@ -1,4 +1,4 @@
-"""A combined checkpoint with its input convention, as a backbone ready for use."""
+"""A combined checkpoint, or a backbone alone, with its input convention: ready for use."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +10,9 @@ from downstream.config import DownstreamError, WeightsConfig
 from downstream.zoo import Identified, identify
 from pretrain.backbones import Backbone, build_backbone, check_view_size
 from pretrain.checkpoint import CheckpointError
-from pretrain.combined import backbone_of, fill, read_combined
+from pretrain.combined import backbone_of, fill
 from pretrain.facts import ASSUMED, read_facts, read_json
+from pretrain.foreign_weights import Foreign, fill_foreign, likely_backbone, read_any
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,16 @@ class Weights:
 
 
 def load_weights(config: WeightsConfig) -> Weights:
-    """Build the backbone and load the checkpoint into it, strictly.
+    """Build the backbone and load the checkpoint into it, strictly. It takes the same forms as `--init` of a run.
 
     Options win over the facts beside the checkpoint, these over what a resume checkpoint says of its run, and that over
     the keys and `ASSUMED`. Raises DownstreamError, CheckpointError or BackboneError in one line; also where a file
     has the name of a published one, no facts beside it, and is another.
     """
     checkpoint = Path(config.checkpoint)
-    stored = read_combined(checkpoint, config.network)
+    stored = read_any(config.checkpoint, config.network, config.backbone)
+    if isinstance(stored, Foreign):
+        return _foreign_weights(config, stored)
     facts = read_facts(checkpoint.with_suffix(".json"))
     published = None if facts else identify(checkpoint)
     known = stored.stated | facts
@@ -68,6 +71,23 @@ def load_weights(config: WeightsConfig) -> Weights:
         loaded=f"{published or checkpoint.name}: {name}, {loaded}",
         release=published,
     )
+
+
+def _foreign_weights(config: WeightsConfig, foreign: Foreign) -> Weights:
+    """A backbone alone, its stem made for one channel and for the scaling that the options name, else `ASSUMED`."""
+    name = config.backbone or likely_backbone(foreign)
+    if name is None:
+        first = ", ".join(list(foreign.tensors)[:3])
+        raise DownstreamError(f"{foreign.path} is a backbone alone (first keys: {first}): name it with --backbone")
+    options = {key: value for key in ASSUMED if (value := getattr(config, key)) is not None}
+    convention = ASSUMED | options
+    height, width = convention["size"]
+    mean, std = float(convention["mean"]), float(convention["std"])
+    model = build_backbone(name)
+    loaded = fill_foreign(foreign, model, name, mean, std)
+    check_view_size(model, name, (height, width))
+    assumed = ("size",) if "size" not in options else ()  # any mean and std are right: the stem was made for them
+    return Weights(to_device(model).eval(), name, (height, width), mean, std, assumed, {}, loaded, None)
 
 
 def to_device(model: Backbone) -> Backbone:

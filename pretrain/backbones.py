@@ -139,6 +139,22 @@ def build_backbone(name: str) -> Backbone:
         ) from error
 
 
+def timm_places(ours: Sequence[str], plain: Sequence[str]) -> dict[str, str]:
+    """Return keys of a plain timm model -> keys of its feature extractor `m`, for the layers that both have.
+
+    timm's features-only wrappers rename a module's path a.b to a_b, or put `model.` before it. Layers after the last
+    feature map are in the plain model alone.
+    """
+    places, free = {}, set(ours)
+    for key in plain:
+        parts = key.split(".")
+        joined = ("_".join(parts[:i]) + "." + ".".join(parts[i:]) for i in range(1, len(parts)))
+        if place := next((k for k in (f"model.{key}", *joined) if k in free), None):
+            places[key] = place
+            free.remove(place)
+    return places
+
+
 def fitting_backbone(name: str, sizes: Sequence[tuple[int, int]]) -> Backbone:
     """`build_backbone`, which takes one-channel views of the `sizes` (H, W) in px. Raises BackboneError if not."""
     backbone = build_backbone(name)

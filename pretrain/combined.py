@@ -68,12 +68,12 @@ class MismatchError(CheckpointError):
     def __init__(self, path: str | Path, keys: dict[str, list[str]], remedy: str) -> None:
         self.loaded = keys["loaded"]
         self.missing, self.unexpected, self.reshaped = keys["missing"], keys["unexpected"], keys["reshaped"]
-        listed = "; ".join(
+        self.differences = "; ".join(
             f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
             for kind, names in keys.items()
             if names and kind != "loaded"
         )
-        super().__init__(f"{path} does not fit: {len(self.loaded)} keys do; {listed}; {remedy}")
+        super().__init__(f"{path} does not fit: {len(self.loaded)} keys do; {self.differences}; {remedy}")
 
 
 def save_combined(path: str | Path, backbone: nn.Module, head: nn.Module) -> None:
@@ -99,7 +99,12 @@ def read_combined(path: str | Path, network: Network = "teacher") -> Combined:
     with the `module.` and `_orig_mod.` of a wrapped model; safetensors; and a resume checkpoint of ours, which holds a
     student and a teacher. Raises CheckpointError for anything else. Nothing is unpickled but tensors.
     """
-    content, stated = read_weights(Path(path)), {}
+    return combined_of(Path(path), read_weights(Path(path)), network)
+
+
+def combined_of(path: Path, content: Any, network: Network = "teacher") -> Combined:
+    """Return the state dicts in the `content` of a combined checkpoint, read from `path`. Raises CheckpointError."""
+    stated: dict[str, Any] = {}
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a combined checkpoint")
     if isinstance(content.get("teacher"), dict) and isinstance(content.get("student"), dict):
@@ -115,7 +120,7 @@ def read_combined(path: str | Path, network: Network = "teacher") -> Combined:
             f"{path} has no backbone and proj_head of plain tensors (its first keys: {first}); give a combined "
             "checkpoint"
         )
-    return Combined(Path(path), parts[0], parts[1], stated)
+    return Combined(path, parts[0], parts[1], stated)
 
 
 def _is_plain(value: Any) -> bool:

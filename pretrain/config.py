@@ -112,9 +112,9 @@ class OptimConfig:
     init_lr: float = 0.3
     """Factor of the learning rate in a run that starts from `init`: weights that know something keep it, and learn more
     than at 0.1 (docs/recipes.md); the full rate is for weights of the same crops."""
-    init_freeze: float = 0.05
-    """Share of a run that starts from `init` in which only the head learns: its gradients are large at first, since
-    views and targets are not those that it was trained with. The backbone's learning rate rises after it."""
+    init_freeze: AutoFloat = "auto"  # type: ignore[assignment]
+    """Share of a run that starts from `init` in which only the head learns: its gradients are large at first. The
+    backbone's learning rate rises after it. auto: 0.05, and 0.15 where the weights have no head, so that it is new."""
     warmup: AutoFloat = 0.05
     """Share of the run over which the learning rate rises linearly; auto: of 12,500 steps, at most 0.1."""
     weight_decay: float = 0.04
@@ -168,8 +168,10 @@ class Config:
     out: str = "runs/demo"
     """Run folder. Its name is the run's name: <out>/<name>.pth."""
     init: str | None = None
-    """Combined checkpoint to start from, released or your own, with its head: FILE.pth or safetensors in any form that
-    is in circulation. A run that is continued has its own weights and does not read it."""
+    """Weights to start from. FILE.pth or FILE.safetensors: a combined checkpoint, released or your own, with its head;
+    or a backbone alone, as timm, torchvision, Hugging Face, DINO, DINOv2 or Lightning store it, which gets a new head.
+    timm: the backbone's own pretrained weights, which timm downloads; timm:NAME: those of that timm model. A run that
+    is continued has its own weights and does not read it."""
     steps: int | None = None
     """Length of the run in steps; give this or `epochs`."""
     epochs: AutoFloat | None = None
@@ -250,7 +252,7 @@ class Config:
         """
         self.check_limits()
         if self.init == "":
-            raise ConfigError("--init is empty: give a checkpoint, or leave it out")
+            raise ConfigError("--init is empty: give a checkpoint or timm, or leave it out")
         if self.batchnorm == "frozen" and self.init is None:
             raise ConfigError(
                 "--batchnorm frozen keeps the statistics of --init, which is not given: give it, or --batchnorm batch"

@@ -1,4 +1,4 @@
-"""Weights that a run starts from (`--init`): the release's or one's own, backbone and head."""
+"""Weights that a run starts from (`--init`): backbone and head of the release or one's own, or any backbone alone."""
 
 import contextlib
 import hashlib
@@ -12,26 +12,36 @@ import numpy as np
 from pretrain.backbones import Backbone, build_backbone, release_of
 from pretrain.batchnorm import calibrate_batchnorm
 from pretrain.checkpoint import CheckpointError
-from pretrain.combined import Combined, MismatchError, backbone_of, fill, read_combined
+from pretrain.combined import Combined, MismatchError, backbone_of, fill
 from pretrain.config import Config, ConfigError
 from pretrain.facts import ASSUMED, read_facts
+from pretrain.foreign_weights import Foreign, fill_foreign, read_any
 from pretrain.student_teacher import Network
+from pretrain.timm_hub import is_hub
 
 
 class Initial(NamedTuple):
-    """A combined checkpoint to start from, its file's checksum, and what is stated of it and of its images."""
+    """Weights to start from, their checksum, and what is stated of them and of their images."""
 
-    stored: Combined
+    stored: Combined | Foreign
     checksum: str
     known: dict[str, Any]
 
     @property
-    def prototypes(self) -> int:
-        """The width K of its head."""
+    def prototypes(self) -> int | None:
+        """The width K of its head; None without one."""
+        if isinstance(self.stored, Foreign):
+            return None
         return len(self.stored.proj_head["last_layer.weight_v"])
 
+    @property
+    def lags(self) -> bool:
+        """Whether its BatchNorm statistics lag behind its weights: those of a resume checkpoint, not for users."""
+        return isinstance(self.stored, Combined) and bool(self.stored.stated)
+
     def said(self, config: Config) -> str:
-        """The input convention that is assumed of it, and whether it was stated, in one line."""
+        """The input convention that is assumed of a combined checkpoint, and whether it was stated, in one line."""
+        assert isinstance(self.stored, Combined)
         (height, width), mean, std = (self.known.get(name, value) for name, value in ASSUMED.items())
         ours = config.views.global_size
         stated = [name for name in ASSUMED if name in self.known]
@@ -48,9 +58,14 @@ class Initial(NamedTuple):
         )
 
 
-def read_initial(path: str) -> Initial:
-    """Read a combined checkpoint in any of its forms, and the facts beside it. Raises CheckpointError in one line."""
-    stored = read_combined(path)
+def read_initial(path: str, backbone: str | None = None) -> Initial:
+    """Read a combined checkpoint and the facts beside it, or a backbone alone; `timm` is the weights of `backbone`.
+
+    Raises CheckpointError in one line.
+    """
+    stored = read_any(path, backbone=backbone)
+    if isinstance(stored, Foreign):
+        return Initial(stored, _checksum_of(stored), stored.stated)
     last = stored.proj_head.get("last_layer.weight_v")
     if last is None or last.ndim != 2:
         raise CheckpointError(f"--init {path}: its head has no last_layer.weight_v [K, width], as the release's have")
@@ -69,9 +84,16 @@ def checksum_of(path: str | None, kept: str | None) -> str | None:
     return kept
 
 
-def start_from(initial: Initial, config: Config, student: Network, teacher: Network) -> None:
-    """Give both networks of a run these weights. Raises ConfigError, with the option that would fit."""
-    path, known = initial.stored.path, initial.known
+def start_from(initial: Initial, config: Config, student: Network, teacher: Network) -> str:
+    """Give both networks of a run these weights; where they have no head, its own stays. Returns a line about them.
+
+    Raises ConfigError, with the option that would fit.
+    """
+    stored, known = initial.stored, initial.known
+    if isinstance(stored, Foreign):
+        notes = [fill_foreign(stored, n.backbone, config.backbone, config.mean, config.std) for n in (student, teacher)]
+        return f"starting from {notes[0]}; checksum {initial.checksum}; the head is new"
+    path = stored.path
     if "backbone" in known:
         _same_backbone(path, str(known["backbone"]), config)
     for name, theirs in {"method.prototypes": initial.prototypes, **known}.items():
@@ -79,11 +101,12 @@ def start_from(initial: Initial, config: Config, student: Network, teacher: Netw
             raise ConfigError(f"--init {path} has {name} {theirs:g}, the run {ours:g}: give --{name} {theirs:g}")
     for network in (student, teacher):
         try:
-            fill(initial.stored, network.backbone, network.proj_head)
+            fill(stored, network.backbone, network.proj_head)
         except MismatchError as error:
             with contextlib.suppress(CheckpointError):  # of no released one: the keys must do
-                _same_backbone(path, backbone_of(initial.stored), config)
+                _same_backbone(path, backbone_of(stored), config)
             raise ConfigError(f"--init: {error}") from error
+    return initial.said(config)
 
 
 def starting_backbone(config: Config, checksum: str | None, crops: Callable[[], np.ndarray]) -> Backbone | None:
@@ -91,12 +114,20 @@ def starting_backbone(config: Config, checksum: str | None, crops: Callable[[], 
 
     A resume checkpoint, which is not for users, is given the BatchNorm statistics of `crops` [N, H, W], as an export.
     """
-    if config.init is None or not Path(config.init).is_file() or _checksum(config.init) != checksum:
+    if config.init is None or not (is_hub(config.init) or Path(config.init).is_file()):
         return None
-    backbone = build_backbone(config.backbone)
-    stored = read_combined(config.init)
+    try:
+        initial = read_initial(config.init, config.backbone)
+    except CheckpointError:  # another file by now, or a hub that is out of reach
+        return None
+    if initial.checksum != checksum:
+        return None
+    backbone, stored = build_backbone(config.backbone), initial.stored
+    if isinstance(stored, Foreign):
+        fill_foreign(stored, backbone, config.backbone, config.mean, config.std)
+        return backbone
     fill(stored, backbone)
-    if stored.stated:
+    if initial.lags:
         calibrate_batchnorm(backbone, crops(), config.mean, config.std)
     return backbone
 
@@ -104,6 +135,17 @@ def starting_backbone(config: Config, checksum: str | None, crops: Callable[[], 
 def _same_backbone(path: Path, name: str, config: Config) -> None:
     if (release_of(name) or name) != (release_of(config.backbone) or config.backbone):
         raise ConfigError(f"--init {path} has backbone {name}, the run {config.backbone}: give --backbone {name}")
+
+
+def _checksum_of(foreign: Foreign) -> str:
+    """The checksum of the file; of weights that timm holds, of their values."""
+    if foreign.path.is_file():
+        return _checksum(str(foreign.path))
+    digest = hashlib.sha256()
+    for key, tensor in foreign.tensors.items():
+        digest.update(key.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def _checksum(path: str) -> str:

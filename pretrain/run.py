@@ -80,7 +80,7 @@ class Run:
         path = self._on_main(self._checkpoint)
         earlier = load_resume(path) if path else {}
         was = json.loads(earlier.get("identity", "{}"))
-        initial = read_initial(config.init) if config.init and not path else None
+        initial = read_initial(config.init, config.backbone) if config.init and not path else None
         self.init = initial.checksum if initial else checksum_of(config.init, was.get("init"))
         config = self.config = self._without_auto(len(stream), was, initial.prototypes if initial else None)
         on_cpu = self.state.device.type == "cpu"
@@ -94,11 +94,10 @@ class Run:
             self._restore(path, earlier)
         elif initial:
             networks = self.trainer.student, self.trainer.teacher
-            start_from(initial, config, *networks)
-            if initial.stored.stated and config.freezes_batchnorm:  # a resume checkpoint: its statistics lag behind
+            self.say(start_from(initial, config, *networks))
+            if initial.lags and config.freezes_batchnorm:
                 for network in networks:
                     calibrate_batchnorm(network.backbone, self.saving.calibration_crops, config.mean, config.std)
-            self.say(initial.said(config))
         finished = self._on_main(lambda: self.folder.read_state().get("state")) == "finished"
         if finished and self.trainer.step == self.trainer.total:
             self.say(

@@ -79,7 +79,7 @@ def prepare(config: Config, state: PartialState, phantom: Path | None) -> Ready:
     torch.set_num_threads(resolve_threads(config.threads, state.num_processes if state.device.type == "cpu" else 1))
     sets, weights = open_sets(config, shard_cache(config.data))
     stream = Stream(sets or [ShardSet(phantom or "")], weights, config.seed, config.data.shard_group)
-    initial = read_initial(config.init) if config.init else None
+    initial = read_initial(config.init, config.backbone) if config.init else None
     head = initial.prototypes if initial else None
     config, _ = resolved(config, len(stream), state.device.type, state.num_processes, head=head)
     return Ready(config, stream, initial, _reader_rate(config, stream, state))

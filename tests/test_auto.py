@@ -110,7 +110,7 @@ def test_every_setting_that_takes_auto_has_a_rule():
         epochs="auto",
         data=DataConfig(batch_size="auto"),
         method=MethodConfig("auto", 0.1, "auto", "auto", "auto", "auto", freeze_last_layer="auto"),
-        optim=OptimConfig(lr="auto", warmup="auto"),
+        optim=OptimConfig(lr="auto", init_freeze="auto", warmup="auto"),
     )
     takes = [
         field.name
@@ -131,7 +131,8 @@ def test_every_setting_that_takes_auto_has_a_rule():
 def test_numbers_that_are_given_stay_and_the_rules_follow_them():
     base = Config(epochs=2, data=DataConfig(batch_size=32), method=MethodConfig(prototypes="auto", ema_start="auto"))
     config, _ = auto.resolved(base, 10_000, "cuda", 4)
-    assert (config.epochs, config.data.batch_size, config.optim) == (2, 32, base.optim)
+    assert (config.epochs, config.data.batch_size) == (2, 32)
+    assert config.optim == dataclasses.replace(base.optim, init_freeze=0.05)
     assert (config.method.prototypes, config.method.ema_start) == (512, auto.ema_start(625))
 
 
