@@ -151,8 +151,8 @@ class EvalConfig:
     """Labelled training crops that serve as neighbours beside the other folds; 0 for none. 10,000 embed in seconds."""
     every: int | None = None
     """Steps between two scores while training, of which the best one's weights are kept; 0: only at the end. Left out:
-    so many that they cost some 1 % of the run, by the time that its first 20 steps take; a short run says that it has
-    none."""
+    so many that they cost some 1 % of the run, by the time that its first 20 steps take; in a short run one at half
+    and one at the end."""
     crops: int = 2000
     """Labelled crops that those scores are measured on, evenly spread: an error of 0.01, and seconds to embed."""
     batch_size: int = 64

@@ -32,7 +32,9 @@ anything, in batches of 16 and 64."""
 class Figures:
     """What the rules read: averages over the first and the last lines, losses and entropies in nats."""
 
-    def __init__(self, first: Sequence[Line], recent: list[Line], total: int) -> None:
+    def __init__(self, first: Sequence[Line], recent: list[Line], total: int, scored: Line) -> None:
+        self.knn, self.knn_start = scored.get("knn", math.inf), scored.get("knn_start", -math.inf)
+        """The last k-NN score, and that of the weights of --init."""
         noisy = recent[-NOISY:] if len(recent) >= 2 * BEGIN else recent[-BEGIN:]
         self.step, self.total = recent[-1]["step"], total
         self.recent = recent
@@ -65,8 +67,8 @@ class Figures:
         ratios = [line["update_ratio"] for line in (*first, *recent) if "update_ratio" in line and not head_alone(line)]
         self.moves = max(ratios) * total if ratios else math.inf
         """How often the whole run would change the weights by their own length, at its quickest pace so far."""
-        self.waited = frozen
-        """Whether the backbone waited for its head, in a run from --init."""
+        self.woke = any(map(head_alone, recent)) and not head_alone(recent[-1])
+        """Whether the backbone, in a run from --init, has learnt only for some of the last lines."""
         self.momentum = min(line["ema_momentum"] for line in (*first, *recent))
         self.temperature, self.lr = recent[-1]["teacher_temperature"], recent[-1]["lr"]
 

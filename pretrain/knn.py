@@ -41,7 +41,7 @@ from pretrain.trainer import Trainer
 Line = dict[str, Any]
 PROBE = 20
 """Steps whose duration decides how often to score where `--eval.every` is left out; the first ones open files. A run
-too short for two scores by them looks again after as many: its steps may have become slower."""
+too short for two scores has one at half of it and one at its end."""
 SHARE = 0.01
 """Share of the run that scores may cost then: 1 %. The score after the last step and the baselines, which cost as much
 as one more, come on top: with few scores it is 2 % in all. A score that turns out dearer makes the later ones rarer."""
@@ -76,7 +76,6 @@ class TrainingKnn:
         self._of = _identity(config, labelled)
         self._baselines: dict[str, float] = {}
         self._seconds: deque[float] = deque(maxlen=PROBE)
-        self._told = False  # that there are no scores
         self.every = config.eval.every if labelled else 0
         if config.eval.every and not labelled:
             tqdm.write("warning: no k-NN while training: no labelled shards (see --eval.shards, --eval.label)")
@@ -96,7 +95,7 @@ class TrainingKnn:
         self._seconds.append(self.config.data.batch_size / line["images_per_s"])
         if self.every is None and done % PROBE == 0 and len(self._seconds) == PROBE:
             self.every = self._affordable()
-            added = {"knn_every": self.every} if self.every else {}
+            added = {"knn_every": self.every}
         if self.every and (done % self.every == 0 or done == self.trainer.total):
             try:
                 added |= self._score()
@@ -166,18 +165,15 @@ class TrainingKnn:
             tqdm.write(f"warning: k-NN leaves out {len(unreadable)} crops that cannot be read: {unreadable[0]} ...")
         return crops
 
-    def _affordable(self) -> int | None:
-        """The steps between two scores that cost SHARE of them, by the time of one batch; None if no two scores fit."""
+    def _affordable(self) -> int:
+        """Return the steps between two scores that cost SHARE of them, by one batch's time; half of a short run."""
         crops = min(self.config.eval.crops, sum(map(len, self._labelled))) + EXPORT * len(self._calibration())
         score = self._batch_seconds * crops / self.config.eval.batch_size
         every = math.ceil(score / (SHARE * median(self._seconds)))
-        if 2 * every <= self.trainer.total:
-            return every
-        if not self._told:
-            self._told = True
-            why = f"a score takes some {score:.0f} s, too long for this run"
-            tqdm.write(f"no k-NN while training: {why}; --eval.every N scores all the same")
-        return None
+        half = math.ceil(self.trainer.total / 2)
+        if every > half:
+            tqdm.write(f"k-NN at half of the run and at its end: a score takes some {score:.0f} s, too long for more")
+        return min(every, half)
 
     @cached_property
     def _batch_seconds(self) -> float:

@@ -124,10 +124,10 @@ learning rate of 1e-7 to 5e-5 and 1e-4, 1e-5 to 0.014."""
 def still(run: Figures) -> Verdict | None:
     """Weights that hardly move: known long before a trend is, as long as nothing can have been learnt.
 
-    A backbone that waits for its head, at the default for 5 % of the run, has as long again.
+    A backbone that waited for its head is judged by the steps after that, as long as RECENT steps reach back to it.
     """
-    early = max(FEWEST, EARLY * run.total * (2 if run.waited else 1))
-    if run.moves > STILL or run.lost or run.step > early:
+    early = run.step <= max(FEWEST, EARLY * run.total)
+    if run.moves > STILL or run.lost or not (early or run.woke):
         return None
     return Verdict(
         "not learning",
@@ -143,7 +143,7 @@ STARVED = 0.25
 def starved(run: Figures) -> Verdict | None:
     """Training that waits for its data; a run's first step, when workers start, is not counted."""
     times = sorted((line["images_per_s"] and 1 / line["images_per_s"], line["data_wait"]) for line in run.recent)
-    times = times[: len(times) - 1 - len(times) // 10]
+    times.pop()  # one long wait is an accident; every tenth step, when a loader waits for each of its batches, is none
     if len(times) < BEGIN:
         return None
     waited = sum(time * share for time, share in times) / sum(time for time, _ in times)
@@ -184,6 +184,21 @@ def forgetting(run: Figures) -> Verdict | None:
     )
 
 
+BELOW = 0.01
+"""Balanced accuracy below its start from which on a run's k-NN has fallen: the error of a score of 2,000 crops."""
+
+
+def below_start(run: Figures) -> Verdict | None:
+    """Weights of --init that know less by k-NN than they did."""
+    if run.knn > run.knn_start - BELOW:
+        return None
+    return Verdict(
+        "not learning",
+        f"k-NN is {run.knn:.3f}, and {run.knn_start:.3f} with the weights of --init; the best so far are kept",
+        "lower --optim.init_lr, or go on if it rises from score to score",
+    )
+
+
 EARLY = 0.05
 """Share of a run by which it must learn; before, only what is certain is said."""
 FEWEST = RECENT
@@ -216,6 +231,7 @@ RULES = (
     frozen,
     still,
     forgetting,
+    below_start,
     starved,
     learning,
     not_learning,

@@ -23,6 +23,7 @@ class Watch:
         self._total = total
         self._first: list[Line] = []
         self._recent: deque[Line] = deque(maxlen=RECENT + 1)
+        self._scored: Line = {}  # the last one with a k-NN score
         for line in earlier:
             self.take(line)
 
@@ -35,22 +36,24 @@ class Watch:
         if len(self._first) < BEGIN:
             self._first.append(line)
         self._recent.append(line)
+        self._scored = line if "knn" in line else self._scored
         if "rankme" not in line:
             return {}
-        found = judge(self._first, self._recent, self._total)
+        found = judge(self._first, self._recent, self._total, self._scored)
         self.verdict = found or self.verdict
         trend = {"rankme_trend": change(self._recent, "rankme")}
         return trend | ({"verdict": found.name} if found else {})
 
 
-def judge(first: Sequence[Line], recent: Sequence[Line], total: int) -> Verdict | None:
+def judge(first: Sequence[Line], recent: Sequence[Line], total: int, scored: Line | None = None) -> Verdict | None:
     """The verdict on a run of `total` steps by its `first` lines (BEGIN) and its last (RECENT + 1), the worst first.
 
-    None while it is too early to tell. A pure function of what is in metrics.jsonl, for both kinds of centering.
+    `scored` is the last line with a k-NN score. None while it is too early to tell. A pure function of what is in
+    metrics.jsonl, for both kinds of centering.
     """
     if recent[-1]["step"] < MONITOR_EVERY:
         return None
-    figures = Figures(first, list(recent), total)
+    figures = Figures(first, list(recent), total, scored or {})
     return next((verdict for rule in RULES if (verdict := rule(figures))), None)
 
 

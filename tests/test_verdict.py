@@ -19,6 +19,7 @@ from data_shards.stream import ShardSet, Stream
 from pretrain.__main__ import read_command_line
 from pretrain.config import Config
 from pretrain.figures import fitted
+from pretrain.journal import read_metrics
 from pretrain.monitors import MONITOR_EVERY
 from pretrain.shards import phantom_shards
 from pretrain.symptoms import STILL
@@ -86,6 +87,11 @@ def test_each_is_named_by_5_percent_of_the_run_whatever_k(name, k, seed):
     assert {verdict.name for _, verdict in found} <= {name, "learning"}
 
 
+def burst(at: float, otherwise: float):
+    """A curve that has the value `at` in every tenth step."""
+    return lambda t: at if round(t * TOTAL / 20) % 10 == 5 else otherwise
+
+
 KNOWN = {"target_entropy": lambda t: 1.0}
 
 
@@ -105,6 +111,13 @@ KNOWN = {"target_entropy": lambda t: 1.0}
         ({"loss": lambda t: math.log(256) * (1.01 + 0.07 * math.exp(-6 * t))}, "not learning"),
         # the first step of a process starts its workers
         ({"data_wait": lambda t: 0.99 * (t == 0), "images_per_s": lambda t: 100 if t else 0.1}, "learning"),
+        # waiting that comes in bursts: every tenth step takes eleven times as long, and all of that is waiting
+        ({"data_wait": burst(0.9, 0.01), "images_per_s": burst(10.0, 110.0)}, "starved"),
+        # one long wait is an accident
+        ({"data_wait": lambda t: 0.99 * (t == 0.9), "images_per_s": lambda t: 1 if t == 0.9 else 100}, "learning"),
+        # continued from weights, whose k-NN has fallen, and is level within its error
+        ({"knn": lambda t: 0.78, "knn_start": lambda t: 0.80}, "not learning"),
+        ({"knn": lambda t: 0.795, "knn_start": lambda t: 0.80}, "learning"),
     ],
 )
 def test_what_is_easily_mistaken(change, name):
@@ -150,10 +163,10 @@ def test_weights_that_do_not_move_are_told_at_once_in_a_run_of_any_length():
     assert verdicts([line | {"step": line["step"] + 5000} for line in lines(41, **level)]) == []  # its metrics are lost
 
 
-@pytest.mark.parametrize("total", [400, TOTAL, 2010])
-def test_a_backbone_that_waits_for_its_head_is_told_that_it_does_not_move_when_it_should(total):
-    """At the default the head learns alone for 5 % of the run, where it alone moves."""
-    begins = round(0.05 * total)
+@pytest.mark.parametrize(("total", "share"), [(400, 0.05), (TOTAL, 0.05), (2010, 0.05), (1000, 0.15), (400, 0.5)])
+def test_a_backbone_that_waits_for_its_head_is_told_that_it_does_not_move_when_it_should(total, share):
+    """The head learns alone for 5 % of the run, or longer where it is new; only it moves then."""
+    begins = round(share * total)
     waiting = {"backbone_lr": lambda t: 1e-8 * (t >= begins / 100), "loss": lambda t: 0.5 * math.log(256)}
     ratio = {"update_ratio": lambda t: 1e-9 if t >= begins / 100 else 1e-3}
     first = verdicts(lines(300, **KNOWN | waiting | ratio), total)[0]
@@ -330,7 +343,15 @@ def test_a_sound_run_raises_no_alarm(steps, options, phantom):
     assert list(trained(phantom, steps, *options)) == ["learning"]
 
 
-def test_lines_that_lack_what_a_verdict_reads_are_passed_over():
+def written(folder, made):
+    path = folder / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in made))
+    return path
+
+
+def test_lines_that_lack_what_a_verdict_reads_are_passed_over(tmp_path):
     made = list(lines(100))
+    nulls = read_metrics(written(tmp_path, [*made[:4], made[3] | {"rankme": None}, *made[4:]]))
+    assert list(nulls) == made
     damaged = [{"step": 3}, made[3] | {"loss": None}, {"step": 20, "rankme": 3.0, "weight_norm": 50.0}]
     assert told([*made[:4], *damaged, *made[4:]], TOTAL) == told(made, TOTAL)
