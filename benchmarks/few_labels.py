@@ -36,6 +36,7 @@ from downstream.config import DownstreamError, FinetuneConfig, LinearConfig, Wei
 from downstream.crops import Crops, find_crops
 from downstream.features import random_backbone
 from downstream.probe import choose_l2, fit_predict
+from downstream.tuner import Tuner, class_weights
 from downstream.weights import Weights, load_weights
 from launch.cli import UserError, fail
 from pretrain.__main__ import MISTAKES

@@ -1,29 +1,23 @@
 """A backbone with a new classifier, trained end to end: the backbone slowly, the classifier faster."""
 
-import copy
 import math
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import broadcast, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from downstream.config import DownstreamError, TrainingConfig
 from downstream.crops import Crops
 from downstream.labelled import LabelledViews, in_order, shuffled
+from downstream.tuner import DivergedError, Tuner, class_weights, logits_of
 from downstream.weights import Weights
-from pretrain.backbones import Backbone, freeze_unused, release_of
-from pretrain.batches import normalised
-from pretrain.depthwise import speed_up
-from pretrain.evaluate import balanced_accuracy
-from pretrain.precision import resolve_precision
-from pretrain.schedules import warmup_cosine
-from pretrain.trainer import step_seed
+from pretrain.backbones import Backbone
+from pretrain.evaluate import balanced_accuracy, embed
 
 
 @dataclass(frozen=True)
@@ -49,10 +43,6 @@ class Trained:
         return self.curve[self.best_epoch - 1].get("balanced_accuracy", 0.0)
 
 
-class DivergedError(DownstreamError):
-    """A loss or gradient that is not finite."""
-
-
 def train_classifier(
     backbone: Backbone,
     weights: Weights,
@@ -64,11 +54,13 @@ def train_classifier(
     config: TrainingConfig,
     accelerator: Accelerator,
     title: str = "training",
+    pretrained: bool = True,
 ) -> Trained:
     """Train a copy of `backbone` and a new Linear on the crops `train`, stopping early by the crops `validation`.
 
     Of several rates `config.lr` each is trained, and that which does best on `validation` is kept (of equal ones the
-    first). `weights` says how images are made; its own model is not used. codes: classes int [N] in 0 ... classes - 1
+    first). `weights` says how images are made; its own model is not used. A backbone that is not `pretrained` has no
+    BatchNorm statistics to keep and no features for a probe. codes: classes int [N] in 0 ... classes - 1
     of all crops. train, validation: numbers of crops; without validation the last epoch counts. Called on every process
     alike; `backbone` is not changed. Raises DownstreamError where nothing can be trained or chosen, ShardError for a
     crop that cannot be read.
@@ -81,7 +73,18 @@ def train_classifier(
         named = f"{title}, lr {rate:g}" if len(config.lr) > 1 else title
         try:
             trained = _train(
-                backbone, weights, crops, codes, classes, train, validation, config, rate, accelerator, named
+                backbone,
+                weights,
+                crops,
+                codes,
+                classes,
+                train,
+                validation,
+                config,
+                rate,
+                accelerator,
+                named,
+                pretrained,
             )
         except DivergedError:
             tried[f"{rate:g}"] = None
@@ -107,14 +110,17 @@ def _train(
     lr: float,
     accelerator: Accelerator,
     title: str,
+    pretrained: bool,
 ) -> Trained:
     steps = plan(len(train), config, accelerator.num_processes)
     balance = class_weights(codes[train], classes) if config.class_weights else torch.ones(classes)
-    tuner = Tuner(backbone, weights, balance, steps.total, config, lr, accelerator)
+    tuner = Tuner(backbone, weights, balance, steps.total, config, lr, accelerator, pretrained)
     views = LabelledViews(crops, codes, weights.size, config)
+    if pretrained and config.probe_first:
+        tuner.start_classifier(frozen_features(backbone, weights, views, train, config), codes[train])
     curve: list[dict[str, Any]] = []
     losses: list[float] = []
-    best, kept = 0, _state(tuner.model)
+    best, kept = 0, _state(tuner.averaged)
     with tqdm(
         total=steps.total,
         unit="step",
@@ -134,12 +140,12 @@ def _train(
             line: dict[str, Any] = {"epoch": epoch + 1, "loss": float(np.mean(losses[made:]))}
             tuner.share_buffers()
             if len(validation):
-                predicted = predict(tuner.model, weights, crops, validation, config, accelerator).argmax(1)
+                predicted = predict(tuner.averaged, weights, crops, validation, config, accelerator).argmax(1)
                 line["balanced_accuracy"] = round(balanced_accuracy(codes[validation], predicted), 4)
                 bar.set_postfix_str(f"validation {line['balanced_accuracy']:.3f}")
             curve.append(line)
             if not len(validation) or epoch == 0 or line["balanced_accuracy"] > curve[best]["balanced_accuracy"]:
-                best, kept = epoch, _state(tuner.model)
+                best, kept = epoch, _state(tuner.averaged)
             elif epoch - best >= config.patience:
                 break
     model = tuner.finished(kept)
@@ -164,7 +170,7 @@ def predict(
     views = LabelledViews(crops, np.zeros(len(crops), int), weights.size, config)
     found = [np.empty((0, cast(nn.Linear, model[1]).out_features))]
     for images, _ in views.batches(in_order(share, config.batch_size)):
-        logits = _logits(model, weights, images, accelerator.device)
+        logits = logits_of(model, weights, images, accelerator.device)
         found.append(logits.float().cpu().double().softmax(1).numpy())
     probabilities = np.concatenate(gather_object([np.concatenate(found)]))
     if not np.isfinite(probabilities).all():
@@ -196,88 +202,15 @@ def plan(crops: int, config: TrainingConfig, processes: int) -> Plan:
     return Plan(batch, passes, steps * passes * config.epochs)
 
 
-class Tuner:
-    """A copy of a backbone, a new classifier, optimiser and schedule; one step at a time."""
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        weights: Weights,
-        balance: Tensor,
-        total: int,
-        config: TrainingConfig,
-        lr: float,
-        accelerator: Accelerator,
-    ) -> None:
-        self.weights, self.total, self.config, self.accelerator = weights, total, config, accelerator
-        self.done = 0
-        self.warmup = round(config.warmup * total)
-        copied = copy.deepcopy(backbone)
-        speed_up(copied)
-        if not release_of(weights.backbone):
-            freeze_unused(copied.cpu(), weights.size)
-        torch.manual_seed(config.seed)
-        classifier = nn.Linear(backbone.num_features, len(balance))
-        self.model = nn.Sequential(copied, classifier)
-        self.model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.balance = balance.to(accelerator.device)
-        groups = [
-            {"params": copied.parameters(), "peak": lr, "weight_decay": config.weight_decay},
-            {"params": classifier.parameters(), "peak": config.classifier_lr, "weight_decay": 0.0},
-        ]
-        self.trained, self.optimizer = accelerator.prepare(self.model, torch.optim.AdamW(groups))
-
-    def step(self, images: Tensor, targets: Tensor) -> float:
-        """One step on this process's share, images [B, H, W] and classes [B]; the loss of the global batch.
-
-        Raises DivergedError, on every process, if training diverged.
-        """
-        for group in self.optimizer.param_groups:
-            group["lr"] = warmup_cosine(self.done, self.total, self.warmup, group["peak"], 0.0)
-        self.trained.train()
-        torch.manual_seed(step_seed(self.config.seed, self.done, self.accelerator.process_index))
-        logits = _logits(self.trained, self.weights, images, self.accelerator.device)
-        # Divided by the number of crops, not by their weights: then the mean over processes is that of one process.
-        targets = targets.to(self.accelerator.device)
-        loss = F.cross_entropy(logits, targets, weight=self.balance, reduction="sum") / len(targets)
-        everyones = self.accelerator.reduce(loss.detach(), reduction="mean").item()
-        self.accelerator.backward(loss)
-        norm = float(self.accelerator.clip_grad_norm_(self.trained.parameters(), self.config.clip))
-        if not (math.isfinite(everyones) and math.isfinite(norm)):
-            raise DivergedError(
-                f"the loss is {everyones:g} and the gradient norm {norm:g} at step {self.done}: "
-                "lower --lr and --classifier_lr"
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.done += 1
-        return everyones
-
-    def share_buffers(self) -> None:
-        """Give every process the main process's BatchNorm statistics: each saw other crops in the last step."""
-        for buffer in self.model.buffers():
-            buffer.copy_(broadcast(buffer))
-
-    def finished(self, state: dict[str, Tensor]) -> nn.Sequential:
-        """The model in `eval()` with the weights `state`, free of what training had wrapped it in."""
-        model = cast(nn.Sequential, self.accelerator.unwrap_model(self.trained, keep_fp32_wrapper=False))
-        model.load_state_dict(state, strict=True)
-        self.accelerator.free_memory()  # it would keep every fold's model and optimiser
-        return model.eval()
+def frozen_features(
+    backbone: Backbone, weights: Weights, views: LabelledViews, train: np.ndarray, config: TrainingConfig
+) -> np.ndarray:
+    """Return features [N, C] of the crops `train` as they are."""
+    found = []
+    for images, _ in views.batches(in_order(train, config.batch_size)):
+        found.append(embed(backbone, images.numpy(), weights.mean, weights.std, len(images)))
+    return np.concatenate(found)
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
     return {key: tensor.detach().cpu().clone() for key, tensor in model.state_dict().items()}
-
-
-def _logits(model: nn.Module, weights: Weights, images: Tensor, device: torch.device) -> Tensor:
-    """float32 [B, K] of images [B, H, W]; in bf16 where the device computes in it."""
-    images = normalised(images.to(device).unsqueeze(1), weights.mean, weights.std)
-    mixed = resolve_precision("auto", device).mixed == "bf16"
-    with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-        return model(images).float()
-
-
-def class_weights(codes: np.ndarray, classes: int) -> Tensor:
-    """float32 [K]: N / (K n_k), so that every class weighs the same in the loss whatever its number of crops."""
-    return torch.from_numpy(len(codes) / (classes * np.bincount(codes, minlength=classes).clip(1))).float()

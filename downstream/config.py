@@ -31,6 +31,8 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "weight_decay": (lambda v: 0 <= v < math.inf, "give 0 or more"),
     "warmup": (lambda v: 0 <= v < 1, "give a share from 0 to under 1"),
     "clip": (lambda v: v > 0, "give more than 0"),
+    "layer_decay": (lambda v: 0 < v <= 1, "give a factor above 0, at most 1"),
+    "ema": (lambda v: 0 <= v < 1, "give a momentum from 0 to under 1"),
     "workers": (lambda v: v >= 0, "give 0 or more"),
     "test": (lambda v: 0 < v < 1, "give a share between 0 and 1"),
     "fractions": (lambda v: len(v) > 0 and all(0 < f <= 1 for f in v), "give one share or more, above 0 and up to 1"),
@@ -159,6 +161,16 @@ class TrainingConfig(CropsConfig):
     """Share of the steps over which the learning rates rise, so that a fresh classifier does not upset the backbone."""
     clip: float = 1.0
     """Largest gradient norm: 1, the usual bound where pretrained weights must not be thrown far at once."""
+    freeze_batchnorm: bool = True
+    """Whether BatchNorm keeps the statistics of the weights, as a run from --init does; a few dozen crops a batch
+    measure them worse. Training from scratch has none to keep and takes each batch's."""
+    probe_first: bool = True
+    """Whether the classifier starts as the logistic regression on the frozen features of the crops trained on, so that
+    the first gradients do not come from a random one."""
+    layer_decay: float = 1.0
+    """Factor of the backbone's learning rate from each block to the one before it; 1: the same for all."""
+    ema: float = 0.95
+    """Weights are averaged with this momentum from step to step, and the average is what is tested; 0: none."""
     class_weights: bool = True
     """Whether each class weighs the same in the loss, whatever its number of crops. True, because balanced accuracy,
     by which the epoch is chosen, counts them so; false gives probabilities as frequent as the classes are."""

@@ -174,6 +174,7 @@ class Learner:
             config,
             self.accelerator,
             f"{len(self.subset)} crops",
+            pretrained=backbone is self.weights.model,
         )
         tested = np.flatnonzero(self.tested)
         found = predict(trained.model, self.weights, self.crops, tested, config, self.accelerator)

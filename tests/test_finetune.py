@@ -19,17 +19,19 @@ from crops_fixture import SIZE, TINY, mistake, run, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 from two_finetune import report
 
 from augment import MultiCrop, fit
 from data_shards.shard_set import ShardSet
 from downstream import classifier, finetune, metrics, page
-from downstream.classifier import Tuner, class_weights, plan, predict, train_classifier
+from downstream.classifier import plan, predict, train_classifier
 from downstream.config import DownstreamError, FinetuneConfig
 from downstream.crops import Crops, find_crops
 from downstream.folds import doubts, set_apart, split
 from downstream.labelled import mild_views, shuffled
+from downstream.tuner import Tuner, by_depth, class_weights
 from downstream.weights import load_weights
 from pretrain import build_backbone
 
@@ -429,13 +431,68 @@ def test_backbone_and_classifier_have_their_own_rates_and_gradients_are_clipped(
     for _ in range(8):
         tuner.step(torch.from_numpy(rng.integers(0, 255, (4, *SIZE)).astype(np.uint8)), torch.tensor([0, 1, 0, 1]))
         rates.append([group["lr"] for group in tuner.optimizer.param_groups])
-    backbone, head = np.array(rates).T
-    assert backbone * 100 == pytest.approx(head)
+    *backbone, head = np.array(rates).T
+    for block in backbone:
+        assert block * 100 == pytest.approx(head)
     assert head[:4] == pytest.approx(1e-2 * np.arange(1, 5) / 4)  # the warm-up
     assert (np.diff(head[4:]) < 0).all()
-    assert [group["weight_decay"] for group in tuner.optimizer.param_groups] == [0.05, 0]
+    assert {group["weight_decay"] for group in tuner.optimizer.param_groups[:-1]} == {0.05}
+    assert tuner.optimizer.param_groups[-1]["weight_decay"] == 0
     assert seen == pytest.approx([1e-3] * 8, rel=0.01)
     accelerator.free_memory()
+
+
+def test_deeper_blocks_learn_faster_and_every_parameter_is_in_one_block():
+    backbone = build_backbone("test_resnet")
+    groups = by_depth(backbone, 0.5)
+    factors = [factor for _, factor in groups]
+    assert factors == [0.5**k for k in reversed(range(len(groups)))]
+    assert len(groups) > 4
+    inside = [id(p) for parameters, _ in groups for p in parameters]
+    assert sorted(inside) == sorted(map(id, backbone.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "freeze", "kept"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_statistics_are_kept_unless_there_are_none_to_keep(pretrained, freeze, kept, ready):
+    weights, _, _ = ready
+    config = config_of(freeze_batchnorm=freeze)
+    tuner = Tuner(weights.model, weights, torch.ones(2), 2, config, 1e-3, Accelerator(), pretrained)
+    rng = np.random.default_rng(0)
+    tuner.step(torch.from_numpy(rng.integers(0, 255, (4, *SIZE)).astype(np.uint8)), torch.tensor([0, 1, 0, 1]))
+    before = {k: v for k, v in weights.model.state_dict().items() if "running" in k}
+    after = tuner.model[0].state_dict()
+    assert before
+    assert all(torch.equal(value, after[key]) for key, value in before.items()) == kept
+
+
+def test_what_is_tested_is_the_average_of_the_steps(ready):
+    weights, _, _ = ready
+    tuner = Tuner(weights.model, weights, torch.ones(2), 4, config_of(ema=0.5), 1e-3, Accelerator())
+    expected = tuner.model[1].weight.detach().clone()
+    rng = np.random.default_rng(0)
+    for done in range(4):
+        tuner.step(torch.from_numpy(rng.integers(0, 255, (4, *SIZE)).astype(np.uint8)), torch.tensor([0, 1, 0, 1]))
+        momentum = min(0.5, (1 + done) / (10 + done))
+        expected = momentum * expected + (1 - momentum) * tuner.model[1].weight.detach()
+    assert torch.allclose(tuner.averaged[1].weight, expected)
+    assert not torch.allclose(tuner.averaged[1].weight, tuner.model[1].weight)
+
+
+def test_the_classifier_starts_as_the_probe(ready):
+    weights, _, _ = ready
+    rng = np.random.default_rng(0)
+    features = rng.normal(2, 3, (60, weights.model.num_features)).astype(np.float32)
+    codes = (features[:, 0] > 2).astype(int)
+    tuner = Tuner(weights.model, weights, torch.ones(2), 4, config_of(), 1e-3, Accelerator())
+    tuner.start_classifier(features, codes)
+    wanted = LogisticRegression(C=1 / (1e-2 * 60), max_iter=5000).fit(
+        (features - features.mean(0)) / features.std(0), codes
+    )
+    with torch.no_grad():
+        found = tuner.averaged[1].cpu()(torch.from_numpy(features)).softmax(1)[:, 1].numpy()
+    assert found == pytest.approx(wanted.predict_proba((features - features.mean(0)) / features.std(0))[:, 1], abs=0.02)
 
 
 def test_the_loss_weighs_classes_alike(ready):
