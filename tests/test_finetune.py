@@ -487,12 +487,13 @@ def test_the_classifier_starts_as_the_probe(ready):
     codes = (features[:, 0] > 2).astype(int)
     tuner = Tuner(weights.model, weights, torch.ones(2), 4, config_of(), 1e-3, Accelerator())
     tuner.start_classifier(features, codes)
-    wanted = LogisticRegression(C=1 / (1e-2 * 60), max_iter=5000).fit(
+    # Two classes have one weight vector there, whose half either of ours is: the penalty is half as strong.
+    wanted = LogisticRegression(C=2 / (1e-2 * 60), max_iter=5000).fit(
         (features - features.mean(0)) / features.std(0), codes
     )
     with torch.no_grad():
         found = tuner.averaged[1].cpu()(torch.from_numpy(features)).softmax(1)[:, 1].numpy()
-    assert found == pytest.approx(wanted.predict_proba((features - features.mean(0)) / features.std(0))[:, 1], abs=0.02)
+    assert found == pytest.approx(wanted.predict_proba((features - features.mean(0)) / features.std(0))[:, 1], abs=5e-3)
 
 
 def test_the_loss_weighs_classes_alike(ready):
@@ -533,7 +534,7 @@ def test_probabilities_do_not_depend_on_the_batch(ready):
     other = predict(model, weights, crops, chosen[::-1], config_of(batch_size=64), Accelerator())
     assert (one.shape, one.dtype) == ((3, 3), np.float64)
     assert one.sum(1) == pytest.approx(1)
-    assert one == pytest.approx(other[::-1], abs=0.02)  # bf16, where the device has it
+    assert one == pytest.approx(other[::-1], abs=5e-3)  # bf16, where the device has it
     assert predict(model, weights, crops, chosen[:0], config_of(), Accelerator()).shape == (0, 3)
 
 
@@ -564,7 +565,7 @@ def test_two_processes_train_as_one(shards, checkpoint, tmp_path):
     assert len(alone["losses"]) == 4
     assert first["losses"][0] == pytest.approx(alone["losses"][0], abs=1e-4)
     assert first["losses"] == pytest.approx(alone["losses"], abs=2e-3)
-    assert np.array(first["probabilities"]) == pytest.approx(np.array(alone["probabilities"]), abs=0.02)
+    assert np.array(first["probabilities"]) == pytest.approx(np.array(alone["probabilities"]), abs=5e-3)
 
 
 @pytest.mark.slow
