@@ -36,7 +36,7 @@ def steps_of(run: Path) -> int:
     return len(complete_lines(run)) if (run / "metrics.jsonl").exists() else 0
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_killed_and_started_again_it_skips_what_is_finished_and_resumes_the_rest(shards, tmp_path):
     out = tmp_path / "ablation"
     process = start(ABLATION, *arguments(shards, out))
@@ -54,7 +54,7 @@ def test_killed_and_started_again_it_skips_what_is_finished_and_resumes_the_rest
     assert (out / "ablation.md").read_text().strip() in printed
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_it_skips_finished_runs_resumes_the_killed_one_and_refuses_other_settings(
     shards, tmp_path, monkeypatch, capsys
 ):

@@ -64,23 +64,24 @@ def recorded(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow
-def test_five_kills_and_other_numbers_of_workers_leave_the_run_equal_to_the_bit(shards, whole, tmp_path):
+@pytest.mark.parametrize(
+    "kills",
+    [
+        pytest.param([(8, 1)], id="1", marks=pytest.mark.slow),
+        pytest.param([(2, 2), (6, 0), (8, 1), (12, 3), (17, 2)], id="5", marks=pytest.mark.extended),
+    ],
+)
+def test_kills_and_other_numbers_of_workers_leave_the_run_equal_to_the_bit(kills, shards, whole, tmp_path):
     out = tmp_path / "smoke"
-    for step, workers in ((2, 2), (6, 0), (8, 1), (12, 3), (17, 2)):
+    for step, workers in kills:
         killed_after(step, FORKED, out, "--data.shards", shards, "--data.workers", workers)
     smoke(out, shards, "--data.workers", 0, "--data.record", "true")
     assert_same_run(out, whole())
     assert recorded(out) == recorded(whole())
 
 
-@pytest.mark.parametrize(
-    ("processes", "seed"),
-    [
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 0), (2, 4))),
-        *(pytest.param(*case, marks=pytest.mark.extended) for case in ((1, 1), (1, 2), (2, 3), (2, 5))),
-    ],
-)
+@pytest.mark.extended
+@pytest.mark.parametrize(("processes", "seed"), [(1, 0), (1, 1), (1, 2), (2, 3), (2, 4), (2, 5)])
 def test_thirty_kill_points(processes, seed, shards, whole, tmp_path):
     """Six runs, each killed at five places drawn by chance."""
     rng, out = random.Random(seed), tmp_path / "smoke"
@@ -92,7 +93,7 @@ def test_thirty_kill_points(processes, seed, shards, whole, tmp_path):
     assert recorded(out) == recorded(whole(command))
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_two_processes_then_one_then_two_take_the_same_samples_and_views_in_the_same_order(shards, whole, tmp_path):
     out = tmp_path / "smoke"
     killed_after(6, LAUNCHED, out, "--data.shards", shards)
@@ -106,7 +107,7 @@ def test_two_processes_then_one_then_two_take_the_same_samples_and_views_in_the_
     assert [line["step"] for line in logged(out)] == list(range(20))
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_two_processes_agree_on_the_checkpoint_that_is_whole(shards, whole, tmp_path):
     out = tmp_path / "smoke"
     killed_after(12, LAUNCHED, out, "--data.shards", shards)
@@ -133,7 +134,7 @@ def test_from_http_a_run_logs_the_same_and_takes_over_from_a_local_one(shards, w
     assert {path.suffix for path in cache.iterdir()} <= {".tar", ".npy", ""}
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_two_processes_read_s3_through_one_cache_and_log_the_same(shards, whole, tmp_path, monkeypatch):
     import boto3
     from moto.server import ThreadedMotoServer
@@ -270,7 +271,7 @@ def test_too_many_unreadable_samples_stop_every_process(shards, tmp_path):
     assert json.loads((out / "state.json").read_text())["state"] == "failed"
 
 
-@pytest.mark.parametrize("command", [FORKED, pytest.param(LAUNCHED, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("command", [FORKED, pytest.param(LAUNCHED, marks=pytest.mark.extended)])
 def test_numbers_gone_bad_stop_before_the_weights_and_can_be_replayed(command, shards, tmp_path):
     out = tmp_path / "run"
     wild = ["--optim.lr", "1e30", "--optim.clip", "1e30", "--data.record", "true"]

@@ -13,8 +13,6 @@ import pytest
 from hosts import Host, hosts
 from processes import LAUNCHED, LAUNCHER, complete_lines, logged, smoke, standing
 
-pytestmark = pytest.mark.slow
-
 STEPS, TIMEOUT = 9, 10
 TWO = [*LAUNCHER, "launch/nodes.yaml", "--num_processes", "2", "--main_process_ip", "node0"]
 ELASTIC = ["--rdzv_backend", "c10d", "--max_restarts", "2"]
@@ -71,6 +69,7 @@ def assert_same_order(out: Path, undisturbed: Path) -> None:
     assert standing(out) == {"state": "finished", "step": STEPS}
 
 
+@pytest.mark.slow
 def test_a_link_cut_for_a_while_and_a_slow_link_change_nothing(two, shards, undisturbed, tmp_path):
     out = tmp_path / "r"
     two[0].slow("400mbit")
@@ -85,6 +84,7 @@ def test_a_link_cut_for_a_while_and_a_slow_link_change_nothing(two, shards, undi
     assert_same_order(out, undisturbed)
 
 
+@pytest.mark.extended
 def test_a_link_that_stays_cut_ends_both_sides_and_each_names_the_other(two, shards, tmp_path):
     out = tmp_path / "r"
     running = [begin(host, out, shards, steps=500) for host in two]
@@ -101,6 +101,7 @@ def test_a_link_that_stays_cut_ends_both_sides_and_each_names_the_other(two, sha
     assert json.loads((out / "state.json").read_text())["state"] == "failed"
 
 
+@pytest.mark.extended
 def test_the_first_host_lost_is_told_by_the_other_which_writes_it_down(two, shards, tmp_path):
     out = tmp_path / "r"
     running = [begin(host, out, shards, steps=500) for host in two]
@@ -111,6 +112,7 @@ def test_the_first_host_lost_is_told_by_the_other_which_writes_it_down(two, shar
     assert json.loads((out / "state.json").read_text())["state"] == "failed"
 
 
+@pytest.mark.slow
 def test_a_lost_host_that_comes_back_joins_again_and_the_run_is_the_same(two, shards, undisturbed, tmp_path):
     out = tmp_path / "r"
     running = [begin(host, out, shards, *ELASTIC) for host in two]
@@ -124,6 +126,7 @@ def test_a_lost_host_that_comes_back_joins_again_and_the_run_is_the_same(two, sh
     assert_same_order(out, undisturbed)
 
 
+@pytest.mark.extended
 def test_a_lost_process_is_replaced_on_its_host_and_the_run_is_the_same(two, shards, undisturbed, tmp_path):
     out = tmp_path / "r"
     running = [begin(host, out, shards, *ELASTIC) for host in two]

@@ -182,7 +182,7 @@ def test_two_processes_train_on_the_same_batches_and_continue(shards, tmp_path):
     assert logged(whole)[-1]["samples_seen"] == 12 * 16
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.extended)])
 def test_a_run_whose_launcher_was_killed_stops_and_saves(processes, shards, tmp_path):
     out = tmp_path / "orphan"
     command = LAUNCHED if processes == 2 else [*LAUNCHED[:3], "--config_file", "launch/cpu.yaml", "pretrain.py"]

@@ -117,7 +117,7 @@ def test_a_job_that_meets_its_time_limit_is_requeued_and_finishes_as_if_undistur
     assert logged(out) == logged(tmp_path / "whole" / "r")
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_an_array_of_jobs_on_two_nodes_is_submitted_and_each_goes_on_by_itself(shards, tmp_path):
     """`--submit`, `--nodes 2` and `--seeds` for real; one of the seeds is told to leave."""
     steps, seeds, out = 40, (3, 5), tmp_path / "r"

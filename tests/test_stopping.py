@@ -116,7 +116,7 @@ def test_term_usr1_and_int_stop_and_save_and_the_same_command_continues(shards, 
     stops_and_continues(PYTHON, tmp_path / "r", shards, *ways)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_under_accelerate_launch_with_one_process(shards, tmp_path):
     stops_and_continues(LAUNCHED_1, tmp_path / "r", shards, *map(send, STOPS))
 
@@ -125,7 +125,7 @@ def test_a_signal_to_one_of_two_processes_stops_both(shards, tmp_path):
     stops_and_continues(LAUNCHED, tmp_path / "r", shards, send(signal.SIGUSR1))
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_under_accelerate_launch_with_two_processes(shards, tmp_path):
     stops_and_continues(LAUNCHED, tmp_path / "r", shards, send(signal.SIGINT), touch)
 
@@ -135,11 +135,13 @@ def test_under_torchrun(shards, tmp_path):
     stops_and_continues(TORCHRUN, tmp_path / "r", shards, send(signal.SIGTERM), touch)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "number"),
-    [(LAUNCHED_1, signal.SIGINT), (LAUNCHED, signal.SIGTERM), (TORCHRUN, signal.SIGINT)],
-    ids=["accelerate-1", "accelerate-2", "torchrun"],
+    [
+        pytest.param(LAUNCHED_1, signal.SIGINT, id="accelerate-1", marks=pytest.mark.extended),
+        pytest.param(LAUNCHED, signal.SIGTERM, id="accelerate-2", marks=pytest.mark.slow),
+        pytest.param(TORCHRUN, signal.SIGINT, id="torchrun", marks=pytest.mark.extended),
+    ],
 )
 def test_a_signal_to_the_launcher_stops_and_saves_whatever_the_launcher_says(command, number, shards, tmp_path):
     process, ranks = begin(command, tmp_path / "r", shards)
@@ -163,8 +165,13 @@ def test_ctrl_c_twice_stops_now_even_while_it_waits_for_data(shards, tmp_path):
     assert seconds < 3
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("command", [LAUNCHED_1, LAUNCHED], ids=["1", "2"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(LAUNCHED_1, id="1", marks=pytest.mark.extended),
+        pytest.param(LAUNCHED, id="2", marks=pytest.mark.slow),
+    ],
+)
 def test_ctrl_c_twice_under_a_launcher(command, shards, tmp_path):
     out = tmp_path / "r"
     process, ranks = begin(command, out, shards)
@@ -225,8 +232,15 @@ FAULTS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("killed main", marks=pytest.mark.extended),
+        pytest.param("killed other", marks=pytest.mark.slow),
+        pytest.param("suspended main", marks=pytest.mark.slow),
+        pytest.param("suspended other", marks=pytest.mark.extended),
+    ],
+)
 def test_a_dead_rank_and_a_hung_collective_are_named(name, shards, tmp_path):
     rank, fault, pattern, within = FAULTS[name]
     command = TORCHRUN if name == "killed other" else LAUNCHED  # whose agent is torchrun's
