@@ -17,7 +17,20 @@ from processes import FORKED, ROOT, Forked, complete_lines, ended, kill, smoke, 
 sys.path.append(str(ROOT / "benchmarks"))
 ablation, exposure = importlib.import_module("ablation"), importlib.import_module("exposure")
 ABLATION = [sys.executable, "benchmarks/ablation.py"]
-SHORT = ["--recipe", "smoke", "--steps", 8, "--threads", 1, "--data.workers", 0, "--only", "without mirror"]
+SHORT = [
+    "--recipe",
+    "smoke",
+    "--backbone",
+    "mambaout_femto",
+    "--steps",
+    8,
+    "--threads",
+    1,
+    "--data.workers",
+    0,
+    "--only",
+    "without mirror",
+]
 SHORT += ["--optim.lr", "auto"]  # as in the small-cnn recipe: decided by the data
 
 

@@ -42,16 +42,19 @@ def shards(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(shards, tmp_path_factory):
-    """Undisturbed smoke runs, by command."""
+    """Undisturbed smoke runs, by command and options."""
     made = {}
 
-    def run(command=FORKED):
-        if tuple(command) not in made:
-            made[tuple(command)] = out = tmp_path_factory.mktemp("whole") / "smoke"
-            smoke(out, shards, "--data.record", "true", command=command)
-        return made[tuple(command)]
+    def run(command=FORKED, *options):
+        if (key := (*command, *options)) not in made:
+            made[key] = out = tmp_path_factory.mktemp("whole") / "smoke"
+            smoke(out, shards, "--data.record", "true", *options, command=command)
+        return made[key]
 
     return run
+
+
+UNHURRIED = ("--data.batch_size", 48)  # time between two checkpoints for a limit to be set
 
 
 def killed_after(step: int, command: list[str], out: Path, *arguments: object) -> None:
@@ -162,12 +165,14 @@ def test_two_processes_read_s3_through_one_cache_and_log_the_same(shards, whole,
     assert_same_run(out, whole(LAUNCHED))
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_checkpoints_but_not_the_run(shards, whole, tmp_path):
     """Past the first checkpoint the process may write no file as large as a checkpoint, until that is lifted again."""
     out = tmp_path / "smoke"
-    process = start(FORKED, "--recipe", "smoke", "--out", out, "--data.shards", shards, "--data.record", "true")
+    given = ["--data.shards", shards, "--data.record", "true", *UNHURRIED]
+    process = start(FORKED, "--recipe", "smoke", "--out", out, *given)
     wait_for((out / "checkpoints" / "step-00000005.pth").exists, process)
-    small = 1_000_000
+    small = 500_000
     psutil.Process(process.pid).rlimit(resource.RLIMIT_FSIZE, (small, resource.RLIM_INFINITY))
     wait_for(lambda: len(complete_lines(out)) > 11, process)
     psutil.Process(process.pid).rlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -177,21 +182,21 @@ def test_a_full_disk_costs_checkpoints_but_not_the_run(shards, whole, tmp_path):
         r"warning: step 10 is not saved \(.*the run goes on, and the last checkpoint is of step 5", printed
     )
     assert not [p for p in out.rglob(".*") if p.name != ".lock"]
-    assert_same_run(out, whole())
+    assert_same_run(out, whole(FORKED, *UNHURRIED))
 
 
 @pytest.mark.slow
 def test_a_disk_that_stays_full_ends_the_run_saying_what_is_saved(shards, whole, tmp_path):
     out = tmp_path / "smoke"
-    process = start(FORKED, "--recipe", "smoke", "--out", out, "--data.shards", shards)
+    process = start(FORKED, "--recipe", "smoke", "--out", out, "--data.shards", shards, *UNHURRIED)
     wait_for((out / "checkpoints" / "step-00000005.pth").exists, process)
     psutil.Process(process.pid).rlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))  # not even its lines
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
     assert re.search(r"error: step 20 is not saved .* make room, then the same command continues from step 5", errors)
     assert "Traceback" not in errors
-    assert "continuing from step 5" in smoke(out, shards, "--data.record", "true")
-    assert_same_run(out, whole())
+    assert "continuing from step 5" in smoke(out, shards, "--data.record", "true", *UNHURRIED)
+    assert_same_run(out, whole(FORKED, *UNHURRIED))
 
 
 def test_milestones_are_kept_beside_the_newest(shards, tmp_path):

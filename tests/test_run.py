@@ -87,8 +87,15 @@ def test_no_place_on_disk_is_in_the_files_that_travel_with_the_weights(finished)
 
 def test_the_weights_load_strictly(finished):
     out, _ = finished
-    backbone = build_backbone("mambaout_femto")
+    backbone = build_backbone("test_mambaout")
     load_combined(out / "smoke.pth", backbone, proj_head(backbone.num_features))
+
+
+def test_a_released_backbone_trains_and_its_weights_load_strictly(shards, tmp_path):
+    printed = smoke(tmp_path / "r", shards, "--steps", 2, "--backbone", "mambaout_femto")
+    assert "k-NN tooth_type" in printed
+    backbone = build_backbone("mambaout_femto")
+    load_combined(tmp_path / "r" / "r.pth", backbone, proj_head(backbone.num_features))
 
 
 def test_a_finished_run_says_so_and_its_configuration_feeds_back(finished, tmp_path):
@@ -186,7 +193,7 @@ def test_two_processes_train_on_the_same_batches_and_continue(shards, tmp_path):
 def test_a_run_whose_launcher_was_killed_stops_and_saves(processes, shards, tmp_path):
     out = tmp_path / "orphan"
     command = LAUNCHED if processes == 2 else [*LAUNCHED[:3], "--config_file", "launch/cpu.yaml", "pretrain.py"]
-    process = start(command, "--recipe", "smoke", "--out", out, "--data.shards", shards, "--steps", 500)
+    process = start(command, "--recipe", "smoke", "--out", out, "--data.shards", shards, "--steps", 5000)
     wait_for(lambda: (out / "metrics.jsonl").exists() and len(complete_lines(out)) > 2, process)
     workers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
