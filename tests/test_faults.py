@@ -176,7 +176,7 @@ def test_a_full_disk_costs_checkpoints_but_not_the_run(shards, whole, tmp_path):
     psutil.Process(process.pid).rlimit(resource.RLIMIT_FSIZE, (small, resource.RLIM_INFINITY))
     wait_for(lambda: len(complete_lines(out)) > 11, process)
     psutil.Process(process.pid).rlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    printed, errors = process.communicate(timeout=120)
+    printed, errors = process.communicate(timeout=400)
     assert process.returncode == 0, errors
     assert re.search(
         r"warning: step 10 is not saved \(.*the run goes on, and the last checkpoint is of step 5", printed
@@ -191,7 +191,7 @@ def test_a_disk_that_stays_full_ends_the_run_saying_what_is_saved(shards, whole,
     process = start(FORKED, "--recipe", "smoke", "--out", out, "--data.shards", shards, *UNHURRIED)
     wait_for((out / "checkpoints" / "step-00000005.pth").exists, process)
     psutil.Process(process.pid).rlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))  # not even its lines
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=400)
     assert process.returncode == 2
     assert re.search(r"error: step 20 is not saved .* make room, then the same command continues from step 5", errors)
     assert "Traceback" not in errors
@@ -270,7 +270,7 @@ def test_too_many_unreadable_samples_stop_every_process(shards, tmp_path):
     path.write_bytes(b"".join(p + (b"oops", b"\x89PNG")[i % 2] for i, p in enumerate(parts[:-1])) + parts[-1])
     out = tmp_path / "run"
     process = start(LAUNCHED, "--recipe", "smoke", "--out", out, "--data.shards", broken, "--data.bad_samples", 3)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=400)
     assert process.returncode != 0
     assert re.search(r"error: \d+ samples could not be read by step \d+, more than", errors)
     assert json.loads((out / "state.json").read_text())["state"] == "failed"

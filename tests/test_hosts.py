@@ -49,7 +49,7 @@ def steps_made(out: Path) -> int:
 
 
 def wait_for_steps(out: Path, steps: int) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 400
     while steps_made(out) < steps:
         assert time.monotonic() < end, "the run is too slow"
         time.sleep(0.05)
@@ -57,7 +57,7 @@ def wait_for_steps(out: Path, steps: int) -> None:
 
 def ended(process, code: int, within: float) -> str:
     began = time.monotonic()
-    printed = "".join(process.communicate(timeout=120))
+    printed = "".join(process.communicate(timeout=400))
     assert process.returncode == code, printed
     assert time.monotonic() - began < within, printed
     return printed
@@ -81,7 +81,7 @@ def test_a_link_cut_for_a_while_and_a_slow_link_change_nothing(two, shards, undi
     assert steps_made(out) < STEPS
     two[1].mend()
     for process in running:
-        ended(process, 0, within=120)
+        ended(process, 0, within=400)
     assert_same_order(out, undisturbed)
 
 
@@ -91,7 +91,7 @@ def test_a_link_that_stays_cut_ends_both_sides_and_each_names_the_other(two, sha
     running = [begin(host, out, shards, steps=500) for host in two]
     wait_for_steps(out, 6)
     two[1].cut()
-    printed = [ended(process, 1, within=TIMEOUT + 15) for process in running]  # torchrun itself takes some seconds
+    printed = [ended(process, 1, within=TIMEOUT + 90) for process in running]  # torchrun itself takes some seconds
     assert re.search(r"^error: rank 1 of 2 \(pid \d+ on node1\) has not answered for \d+ s", printed[0], re.M)
     assert re.search(
         r"^error: rank 1 of 2 \(pid \d+ on node1\) has not reached the launcher of rank 0 at node0:\d+ ",
@@ -108,7 +108,7 @@ def test_the_first_host_lost_is_told_by_the_other_which_writes_it_down(two, shar
     running = [begin(host, out, shards, steps=500) for host in two]
     wait_for_steps(out, 6)
     two[0].die()
-    printed = ended(running[1], 1, within=TIMEOUT + 15)
+    printed = ended(running[1], 1, within=TIMEOUT + 90)
     assert re.search(r"^error: rank 1 of 2 .* has not reached the launcher of rank 0 at node0:\d+ ", printed, re.M)
     assert json.loads((out / "state.json").read_text())["state"] == "failed"
 
@@ -121,7 +121,7 @@ def test_a_lost_host_that_comes_back_joins_again_and_the_run_is_the_same(two, sh
     two[1].die()
     two[1].mend()
     running[1] = begin(two[1], out, shards, *ELASTIC)
-    printed = [ended(process, 0, within=120) for process in running]
+    printed = [ended(process, 0, within=400) for process in running]
     assert re.search(r"^error: rank 1 of 2 \(pid \d+ on node1\) has not answered", printed[0], re.M)
     assert "continuing from step 5" in printed[0]
     assert_same_order(out, undisturbed)
@@ -133,7 +133,7 @@ def test_a_lost_process_is_replaced_on_its_host_and_the_run_is_the_same(two, sha
     running = [begin(host, out, shards, *ELASTIC) for host in two]
     wait_for_steps(out, 6)
     trainer(running[1]).kill()
-    printed = [ended(process, 0, within=120) for process in running]
+    printed = [ended(process, 0, within=400) for process in running]
     assert "continuing from step 5" in printed[0]
     assert_same_order(out, undisturbed)
 

@@ -112,7 +112,7 @@ def test_stopped_by_its_file_then_continued_with_other_workers_is_the_same_run(f
     process = start(FORKED, "--recipe", "smoke", "--out", out)
     wait_for(lambda: (out / "metrics.jsonl").exists() and len(logged(out)) >= 3, process)
     (out / "stop").touch()
-    printed, errors = process.communicate(timeout=120)
+    printed, errors = process.communicate(timeout=400)
     assert process.returncode == 0, errors
     assert "stopped after step" in printed
     assert json.loads((out / "state.json").read_text())["state"] == "stopped"
@@ -392,7 +392,7 @@ def test_a_batch_that_does_not_divide_is_refused(shards, tmp_path):
     process = start(
         LAUNCHED, "--recipe", "smoke", "--out", tmp_path / "r", "--data.shards", shards, "--data.batch_size", 15
     )
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=400)
     assert "a global batch of 15 crops does not divide over 2 processes" in errors
     assert "use --data.batch_size 14 or 16" in errors
 
@@ -400,7 +400,7 @@ def test_a_batch_that_does_not_divide_is_refused(shards, tmp_path):
 def test_a_corrupt_crop_is_told_by_the_process_that_read_it(shards, tmp_path):
     corrupt = corrupted(shards, tmp_path / "corrupt")
     process = start(LAUNCHED, "--recipe", "smoke", "--out", tmp_path / "r", "--data.shards", corrupt)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=400)
     assert process.returncode != 0
     assert re.search(r"error: sample \w+ in .* is corrupt", errors)
     assert "[rank" not in errors  # no traceback of the other process's own

@@ -100,14 +100,14 @@ def test_a_job_that_meets_its_time_limit_is_requeued_and_finishes_as_if_undistur
     with slurm() as cluster:
         code, said = cluster.run(["sbatch", str(tmp_path / "job.sbatch")])
         assert code == 0, said
-        log = next(iter_until(lambda: list((tmp_path / "r.slurm").glob("*.log")), 60))
-        list(iter_until(lambda: out.joinpath("metrics.jsonl").exists(), 100))
+        log = next(iter_until(lambda: list((tmp_path / "r.slurm").glob("*.log")), 400))
+        list(iter_until(lambda: out.joinpath("metrics.jsonl").exists(), 400))
         # The signal that Slurm sends before the limit, without the minutes until then.
         assert cluster.run(["scontrol", "update", "JobId=1", "TimeLimit=1"])[0] == 0
         state = out / "state.json"
         list(iter_until(lambda: state.exists() and re.search("stopped|finished", state.read_text()), 600))
         assert '"stopped"' in state.read_text(), "the run finished before the signal: give it more steps"
-        list(iter_until(lambda: "PENDING" in cluster.run(["squeue", "-h", "-o", "%T"])[1], 30))
+        list(iter_until(lambda: "PENDING" in cluster.run(["squeue", "-h", "-o", "%T"])[1], 400))
         assert cluster.run(["scontrol", "update", "JobId=1", "TimeLimit=30"])[0] == 0  # what it was, so to say
         list(iter_until(lambda: state.exists() and '"finished"' in state.read_text(), 600))
     said = log.read_text()
@@ -127,18 +127,18 @@ def test_an_array_of_jobs_on_two_nodes_is_submitted_and_each_goes_on_by_itself(s
     job += ["--seeds", *seeds, "--script", tmp_path / "job.sbatch", "--submit", "true"]
     run = ["--recipe", "smoke", "--data.shards", shards, "--steps", steps, "--out", out]
     with slurm(2) as cluster:
-        code, said = cluster.run([sys.executable, "-m", "launch", "slurm", *map(str, [*job, *run])], 120)
+        code, said = cluster.run([sys.executable, "-m", "launch", "slurm", *map(str, [*job, *run])], 400)
         assert code == 0, said
         assert "Submitted batch job 1" in said
         disturbed, other = (out / f"seed-{seed}" for seed in seeds)
-        list(iter_until(lambda: (disturbed / "metrics.jsonl").exists(), 200))
+        list(iter_until(lambda: (disturbed / "metrics.jsonl").exists(), 400))
         # What `--signal=B:USR1@60` sends to one of the jobs, 29 minutes early.
         assert cluster.run(["scancel", "--batch", "--signal=USR1", "1_0"])[0] == 0
-        list(iter_until(lambda: '"stopped"' in (disturbed / "state.json").read_text(), 100))
+        list(iter_until(lambda: '"stopped"' in (disturbed / "state.json").read_text(), 400))
         list(iter_until(lambda: "1_0 PENDING" in cluster.run(["squeue", "-h", "-r", "-o", "'%i %T'"])[1], 60))
         for folder in (disturbed, other):
             state = folder / "state.json"
-            list(iter_until(lambda state=state: state.exists() and '"finished"' in state.read_text(), 300))
+            list(iter_until(lambda state=state: state.exists() and '"finished"' in state.read_text(), 900))
     tries = [(tmp_path / "r.slurm" / f"pretrain-1_{i}.log").read_text().count("on node[0-1]") for i in (0, 1)]
     assert tries == [2, 1]
     for seed in seeds:
