@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from augment import ViewError
-from data_shards.errors import ShardError
+from data_shards.errors import Mistake
 from downstream import curve as efficiency
 from downstream import export as exporting
 from downstream import finetune as tuning
@@ -32,14 +32,11 @@ from downstream.metrics import SCORES
 from downstream.sources import packed
 from downstream.weights import Weights, load_weights
 from launch.cli import end_quietly, fail, new_parser, one_line, read
-from pretrain.backbones import BackboneError
-from pretrain.checkpoint import CheckpointError, replace_atomically
-from pretrain.config import ConfigError
-from pretrain.evaluate import EvaluationError
+from pretrain.checkpoint import replace_atomically
 from pretrain.watchdog import PEER_LOST, WORKER_LOST, Watchdog
 
 PROG = "python -m downstream"
-MISTAKES = (BackboneError, CheckpointError, ConfigError, DownstreamError, EvaluationError, ShardError, ViewError)
+MISTAKES = (Mistake, ViewError)
 LISTS = ("--shards", "--label", "--query", "--size", "--l2", "--lr", "--fractions")
 SILENCE = 300.0
 """Seconds without a sign of life after which a process counts as lost: each gives one a second, whatever it does."""

@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 import torch
 
+from data_shards.errors import Mistake
 
-class DownstreamError(ValueError):
+
+class DownstreamError(Mistake):
     """Weights or crops that do not serve the purpose: what, where and what to do, in one line."""
 
 

@@ -119,7 +119,7 @@ def doctor_command(argv: Sequence[str]) -> None:
                 raise ConfigError(mistake)
             rows = examined(config, state, watchdog)
         except (*MISTAKES, OSError) as error:
-            watchdog.end(2, f"error: {one_line(error)}")
+            watchdog.fail(f"error: {one_line(error)}")
         except RuntimeError as error:
             if PEER_LOST.search(str(error)):
                 watchdog.lost()
@@ -127,7 +127,10 @@ def doctor_command(argv: Sequence[str]) -> None:
         if state.is_main_process:
             print(checks.table(rows), flush=True)
     state.destroy_process_group()
-    os._exit(any(row.advice for row in rows))  # torch's threads, left to the interpreter's end, abort it at times
+    failed = any(row.advice for row in rows)
+    if state.num_processes > 1:
+        os._exit(failed)  # gloo's threads, left to the interpreter's end, abort it at times
+    sys.exit(failed)
 
 
 def examined(config: Config, state: PartialState, watchdog: Watchdog) -> list[checks.Row]:

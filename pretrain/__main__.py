@@ -1,6 +1,5 @@
 """One pretraining run from the command line."""
 
-import multiprocessing
 import os
 import sys
 import traceback
@@ -14,22 +13,16 @@ from accelerate import PartialState
 
 from augment import RECIPES as VIEW_RECIPES
 from augment import ViewError
-from data_shards.errors import PackError, ShardError
+from data_shards.errors import Mistake
 from launch.cli import UserError, fail, new_parser, one_line, read
-from pretrain.backbones import BackboneError
-from pretrain.checkpoint import CheckpointError
 from pretrain.config import ChangedError, Config, ConfigError
-from pretrain.evaluate import EvaluationError
 from pretrain.limits import LIMITS
 from pretrain.report_now import report_now, run_folder
 from pretrain.run import Run
 from pretrain.started import mistake_at_start
-from pretrain.trackers import TrackerError
-from pretrain.watchdog import PEER_LOST, WORKER_LOST, Watchdog
+from pretrain.watchdog import PEER_LOST, WORKER_LOST, Watchdog, kill_workers
 
-MISTAKES = (
-    BackboneError, CheckpointError, ConfigError, EvaluationError, PackError, ShardError, TrackerError, ViewError
-)  # fmt: skip
+MISTAKES = (Mistake, ViewError)  # augment imports no other package
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "demo"
 VIEWS = {path.stem: path for path in sorted(VIEW_RECIPES.glob("*.yaml"))}
@@ -53,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 raise ConfigError(mistake)
             Run(config, resume, state, watchdog).execute()
         except (*MISTAKES, OSError) as error:
-            watchdog.end(2, f"error: {_told(error)}")
+            watchdog.fail(f"error: {_told(error)}")
         except Exception as error:
             if PEER_LOST.search(str(error)) or isinstance(error, torch.distributed.DistError):
                 watchdog.lost()
@@ -62,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 watchdog.end(2, f"error: {what}; the same command continues the run")
             watchdog.end(1, traceback.format_exc())
     state.destroy_process_group()
-    for worker in multiprocessing.active_children():  # one that waits for a lost server would be waited for
-        worker.kill()
+    kill_workers()
 
 
 def report(argv: Sequence[str]) -> None:

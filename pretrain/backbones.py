@@ -15,8 +15,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from data_shards.errors import Mistake
 
-class BackboneError(ValueError):
+
+class BackboneError(Mistake):
     """A backbone that cannot be built or cannot take a view; one line saying what to do."""
 
 

@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from safetensors.torch import load as load_safetensors
 
+from data_shards.errors import Mistake
 
-class CheckpointError(ValueError):
+
+class CheckpointError(Mistake):
     """A checkpoint that cannot be read or does not fit; names the file, what is wrong and what to do."""
 
 

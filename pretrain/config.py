@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from augment.config import ViewConfig
 from augment.extra import build_extra
+from data_shards.errors import Mistake
 from pretrain.limits import LIMITS
 from pretrain.trackers import check_trackers
 
@@ -23,7 +24,7 @@ else:
 LENGTH_UNCLEAR = "the length of the run is not clear: give either --steps N or --epochs N"
 
 
-class ConfigError(ValueError):
+class ConfigError(Mistake):
     """Settings that cannot work together; one line saying which and what to do."""
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from augment import fit, stacked
+from data_shards.errors import Mistake
 from data_shards.labels import FACTS, RESERVED
 from data_shards.stream import CorruptError, ShardSet
 from pretrain.batches import normalised
@@ -28,7 +29,7 @@ BOOKKEEPING = RESERVED - frozenset(FACTS)
 """What shards keep of where a crop comes from, which no crop of another patient can share."""
 
 
-class EvaluationError(ValueError):
+class EvaluationError(Mistake):
     """Crops that cannot be scored; one line saying what is missing."""
 
 

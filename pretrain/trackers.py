@@ -7,11 +7,13 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 from tqdm import tqdm
 
+from data_shards.errors import Mistake
+
 PROJECT = "tooth-foundations"  # not the run's name: that may be a clinic's, and many trackers are on the internet
 TAKE_TEXT = ("tensorboard", "comet_ml")  # by Accelerate's classes; others drop strings or fail at them
 
 
-class TrackerError(ValueError):
+class TrackerError(Mistake):
     """A tracker that nobody knows, that is not installed or that does not start."""
 
 

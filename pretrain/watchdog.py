@@ -5,6 +5,7 @@ training, one exchanges signs of life with its peers (pretrain.peers). Whichever
 that end in the store, all processes obey within two seconds, and one of them tells why in one line.
 """
 
+import multiprocessing
 import os
 import re
 import signal
@@ -32,6 +33,12 @@ class Trains(Protocol):
 
     step: int
     phase: str
+
+
+def kill_workers() -> None:
+    """Kill the data workers: the interpreter's end would wait for one that waits for a lost server."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 class Watchdog:
@@ -104,6 +111,15 @@ class Watchdog:
         if silent:
             self._accuse(silent)
         self.end(2, "error: another process of this run has ended; its own error says why")
+
+    def fail(self, line: str) -> NoReturn:
+        """End a run on a user's mistake: in order if this is its only process, else as `end` does."""
+        if self._peers:
+            self.end(2, line)
+        within(BOUND, lambda: self.record("failed"), None)
+        print(line.rstrip(), file=sys.stderr, flush=True)
+        kill_workers()
+        raise SystemExit(2)
 
     def end(self, code: int, line: str) -> NoReturn:
         """End this process with `code` and, through the store, its peers; one of all tells its line. From any thread.

@@ -91,7 +91,7 @@ def ended(process: "subprocess.Popen[str] | Forked", code: int = 0) -> str:
 
 def run(*arguments: object, command: list[str] = FORKED, code: int = 0) -> str:
     process = start(command, *arguments)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == code, out + err
     return out + err
 
@@ -147,7 +147,7 @@ def complete_lines(out: Path) -> list[str]:
     return [line for line in (out / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
 
 
-def wait_for(condition, process: "subprocess.Popen[str] | Forked", seconds: float = 120) -> None:
+def wait_for(condition, process: "subprocess.Popen[str] | Forked", seconds: float = 400) -> None:
     end = time.monotonic() + seconds
     while not condition():
         if process.poll() is not None:

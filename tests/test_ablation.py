@@ -17,7 +17,20 @@ from processes import FORKED, ROOT, Forked, complete_lines, ended, kill, smoke, 
 sys.path.append(str(ROOT / "benchmarks"))
 ablation, exposure = importlib.import_module("ablation"), importlib.import_module("exposure")
 ABLATION = [sys.executable, "benchmarks/ablation.py"]
-SHORT = ["--recipe", "smoke", "--steps", 8, "--threads", 1, "--data.workers", 0, "--only", "without mirror"]
+SHORT = [
+    "--recipe",
+    "smoke",
+    "--backbone",
+    "mambaout_femto",
+    "--steps",
+    8,
+    "--threads",
+    1,
+    "--data.workers",
+    0,
+    "--only",
+    "without mirror",
+]
 SHORT += ["--optim.lr", "auto"]  # as in the small-cnn recipe: decided by the data
 
 
@@ -36,7 +49,7 @@ def steps_of(run: Path) -> int:
     return len(complete_lines(run)) if (run / "metrics.jsonl").exists() else 0
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_killed_and_started_again_it_skips_what_is_finished_and_resumes_the_rest(shards, tmp_path):
     out = tmp_path / "ablation"
     process = start(ABLATION, *arguments(shards, out))
@@ -54,7 +67,7 @@ def test_killed_and_started_again_it_skips_what_is_finished_and_resumes_the_rest
     assert (out / "ablation.md").read_text().strip() in printed
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_it_skips_finished_runs_resumes_the_killed_one_and_refuses_other_settings(
     shards, tmp_path, monkeypatch, capsys
 ):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from released import UNLIKE, released
+from released import released
 from torch.autograd.graph import saved_tensors_hooks
 
 from augment.config import ViewConfig
@@ -66,9 +66,7 @@ def test_parameters_of_no_use_are_not_trained():
     assert all((p.grad is not None) == p.requires_grad for p in backbone.parameters())
 
 
-@pytest.mark.parametrize(
-    "name", released((*RELEASED, *OTHERS), fast=("mambaout_femto", "resnet18"), slow=(*UNLIKE, *OTHERS))
-)
+@pytest.mark.parametrize("name", released((*RELEASED, *OTHERS), fast=("mambaout_femto", "resnet18"), slow=OTHERS))
 def test_backbone_trains_resumes_and_reloads_at_the_released_sizes(name, stream, tmp_path: Path):
     whole, lines, saved = trainer_of(name, stream), [], tmp_path / "step-00000002.pth"
     begun = [p.clone() for p in whole.teacher.parameters()]
@@ -114,7 +112,7 @@ def test_views_too_narrow_for_bf16_on_a_cpu_are_refused():
 
 @pytest.mark.parametrize(
     "name",
-    ["test_resnet", "starnet_s4", *(pytest.param(n, marks=pytest.mark.slow) for n in RELEASED if n != "starnet_s4")],
+    ["test_resnet", "starnet_s4", *released(fast=("starnet_s4",), slow=("vit",))],
 )
 def test_blocks_computed_again_give_the_same_gradients_and_keep_less(name):
     """Gradient checkpointing, with the sum of two crop sizes in one step, as runs have."""

@@ -35,7 +35,9 @@ def steps(compile: bool, micro_batches: int, monkeypatch) -> tuple[list, dict, d
     return figures, trainer.state_dict(), exported(trainer.teacher, crops, config).state_dict()
 
 
-@pytest.mark.parametrize("micro_batches", [1, 3])
+@pytest.mark.parametrize(
+    "micro_batches", [pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.extended)]
+)
 def test_compiled_steps_are_the_eager_ones_to_rounding(micro_batches, monkeypatch):
     """In one graph for each network, crop size and mode: a break or a fall back to eager would be no compilation."""
     torch._dynamo.reset()
@@ -72,10 +74,8 @@ def test_only_errors_of_the_compiler_are_told_as_such():
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(  # larger ones compile for minutes
-    "backbone",
-    [pytest.param("test_resnet", marks=pytest.mark.slow), pytest.param("test_vit", marks=pytest.mark.extended)],
-)
+@pytest.mark.extended
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])  # larger ones compile for minutes
 def test_a_compiled_run_trains_saves_and_continues_as_an_eager_one(backbone, shards, tmp_path):
     """Scores on the way, exports and checkpoints included; the compiled run's middle is continued without compiling."""
     more = [*SHORT, "--backbone", backbone]

@@ -70,7 +70,7 @@ def test_what_cannot_be_is_a_row_below_those_before_it(shards, tmp_path):
     assert re.search(r"FAIL  ten steps +a run would end at its start\n +-> backbone 'nonsense' is neither", table)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_predicted_rate_is_that_of_the_run(shards, tmp_path):
     """Within a factor of two: the machine is shared, and a speed has no place in a test that must not lie."""
     settings = ["--recipe", "smoke", "--data.shards", shards, "--out", tmp_path / "r", "--steps", 30]

@@ -296,7 +296,7 @@ def test_mistakes_are_one_line(checkpoint, shards, tmp_path, capsys):
 def test_a_process_ends_with_one_line_and_exit_2(checkpoint, tmp_path):
     options = ("--checkpoint", checkpoint, "--shards", tmp_path, "--label", "x", "--out", tmp_path / "o")
     line = [sys.executable, "-m", "downstream", "knn", *map(str, options)]
-    ended = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run(line, capture_output=True, text=True, timeout=400, check=False)
     assert ended.returncode == 2
     assert (len(ended.stderr.splitlines()), ended.stderr[:6]) == (1, "error:")
 

@@ -15,7 +15,7 @@ def errors(*arguments, **environment):
     """The lines that begin with `error:` of a launched command that fails, and all it printed."""
     command = [*LAUNCHER, "launch/cpu-2.yaml", *map(str, arguments)]
     given = ENVIRONMENT | {"PYTHONPATH": str(ROOT)} | environment
-    ended = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, timeout=400, check=False)
     assert ended.returncode != 0
     said = ended.stdout + ended.stderr
     return [line for line in said.splitlines() if line.startswith("error:")], said

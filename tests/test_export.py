@@ -96,7 +96,7 @@ def test_a_transformers_graph_takes_any_whole_number_of_patches(tmp_path):
     assert [one["size"] for one in facts["checked"]] == [[160, 160], [320, 160]]
 
 
-@pytest.mark.parametrize("name", released(slow=("vit", "fastvit_t8", "mambaout_femto")))
+@pytest.mark.parametrize("name", released(slow=("vit",)))
 def test_the_graph_of_every_release(name, tmp_path):
     facts, _ = as_torch(name, tmp_path, VIEWS if name == "vit" else VIEWS + ODD)
     assert facts["shape"] == ["batch", 1, "height", "width"]

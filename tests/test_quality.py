@@ -38,7 +38,7 @@ def test_the_table_has_means_and_deviations_over_seeds_and_the_baselines_once():
     assert "| random weights | | | | 3 | 0.500 | 0.500 |" in lines
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_contest_trains_scores_and_continues(shards, tmp_path):
     # "both cores" is one here: two threads beside other tests wait for one another for minutes
     command = ["taskset", "--cpu-list", "0", sys.executable, "benchmarks/quality.py", "--shards", shards]

@@ -349,7 +349,7 @@ def test_processes_share_one_download(served, own, cache, method):
         worker.start()
     with context.Pool(2) as pool:
         assert pool.map(read_all, [parent] * 2) == [expected] * 2
-    assert [results.get(timeout=30) for _ in workers] == [expected] * 3
+    assert [results.get(timeout=120) for _ in workers] == [expected] * 3
     for worker in workers:
         worker.join()
     assert read_all(parent) == expected
@@ -468,7 +468,7 @@ def test_a_disk_that_cannot_be_written_is_survived(http, own, cache, fits):
     address = f"{http.url}/own"
     size = (own / "index.npy").stat().st_size if fits == "index" else 100
     command = [sys.executable, "-c", LIMITED, address, str(cache.folder), str(own), str(size)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert (done.returncode, done.stdout) == (0, f"equal {len(ShardSet(own))}\n"), done.stderr
     assert re.fullmatch(r"warning: the shard cache .* failed \(File too large\); samples are read .*\n", done.stderr)
     assert not list(cache.folder.glob("*.tar"))
@@ -631,9 +631,9 @@ def test_a_process_ends_while_its_prefetch_hangs(served, cache):
     server.faults[".tar"] = itertools.repeat("stall")
     command = [sys.executable, "-c", ENDING, address, str(cache.folder)]
     began = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert (done.returncode, done.stdout, done.stderr) == (0, "ends\n", "")
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 100
 
 
 def test_a_local_disk_that_fails_is_one_line(own, monkeypatch):

@@ -18,7 +18,7 @@ def first_step(processes: int, shards, out, *more) -> dict:
     launcher = [PYTHON[0]] if processes == 1 else [*LAUNCHED[:-1], "--num_processes", str(processes)]
     environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     command = [*launcher, "tests/first_step.py", str(shards), str(out), *more]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(out.read_text())
 

@@ -22,7 +22,7 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|\n").split("|")]
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_command_measures_a_run_and_the_bare_passes(tmp_path):
     out = tmp_path / "step"
     printed = run("--out", out, *SMALL, command=COMMAND)
@@ -84,7 +84,7 @@ def test_the_bare_loss_is_the_mean_over_pairs_of_different_views():
     assert float(bare_step.loss(logits, targets, 3)) == pytest.approx(total / pairs, rel=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize(("more", "said"), [
     (["--rounds", 0], "--rounds are at least 1"),
     (["--backbone", "nonsense"], "backbone 'nonsense' is neither released nor"),

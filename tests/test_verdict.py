@@ -245,10 +245,9 @@ def phantom(tmp_path_factory):
     return phantom_shards(config, tmp_path_factory.mktemp("phantom"), lambda _: None)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("command", "code"),
-    [(FORKED, 2), (LAUNCHED, 1)],  # 1 is the launcher's
+    ("command", "code"),  # 1 is the launcher's
+    [pytest.param(FORKED, 2, marks=pytest.mark.slow), pytest.param(LAUNCHED, 1, marks=pytest.mark.extended)],
 )
 def test_a_collapse_ends_a_run_that_asks_for_it_and_continues_one_that_does_not(command, code, shards, tmp_path):
     out = tmp_path / "run"
@@ -300,12 +299,10 @@ HESITANT = [*VIT, "--data.batch_size", 16, "--optim.lr", 2.5e-4, "--steps", 1000
 FEW = ["--method.prototypes", 2, "--method.koleo", 0, "--method.ema_start", 0.9, "--optim.lr", 1e-2]
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("name", "steps", "options"),
     [
-        ("point collapse", 70, NO_CENTERING),
-        ("uniform collapse", 11, UNIFORM),
         ("uniform collapse", 11, [*UNIFORM, *MEAN]),
         ("rank collapse", 100, [*VIT, *FEW]),
         ("diverging", 41, ["--optim.lr", 0.1]),
@@ -315,7 +312,19 @@ FEW = ["--method.prototypes", 2, "--method.koleo", 0, "--method.ema_start", 0.9,
         ("not learning", 91, [*VIT, "--optim.lr", 1e-5]),
     ],
 )
-def test_a_run_that_is_spoilt_is_told_what_spoils_it_in_its_first_5_percent(name, steps, options, phantom):
+def test_other_runs_that_are_spoilt_are_told_what_spoils_them_in_their_first_5_percent(name, steps, options, phantom):
+    assert_told(name, steps, options, phantom)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "steps", "options"), [("point collapse", 70, NO_CENTERING), ("uniform collapse", 11, UNIFORM)]
+)
+def test_a_run_that_collapses_is_told_so_in_its_first_5_percent(name, steps, options, phantom):
+    assert_told(name, steps, options, phantom)
+
+
+def assert_told(name, steps, options, phantom) -> None:
     *before, last = trained(phantom, steps, *options)
     assert last == name
     assert set(before) <= {"learning"}
@@ -328,15 +337,19 @@ def test_a_run_whose_data_come_slowly_is_starved(phantom, monkeypatch):
     assert list(trained(phantom, 21)) == ["starved"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "options"),
     [
-        (100, []),
-        (100, VIT),
-        (180, HESITANT),
-        (100, CONVNEXT),
-        (100, [*MEAN, "--method.teacher_temperature", 0.04, "--method.teacher_temperature_start", 0.04]),
+        pytest.param(100, [], marks=pytest.mark.slow),
+        *(
+            pytest.param(*case, marks=pytest.mark.extended)
+            for case in (
+                (100, VIT),
+                (180, HESITANT),
+                (100, CONVNEXT),
+                (100, [*MEAN, "--method.teacher_temperature", 0.04, "--method.teacher_temperature_start", 0.04]),
+            )
+        ),
     ],
 )
 def test_a_sound_run_raises_no_alarm(steps, options, phantom):
