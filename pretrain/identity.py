@@ -55,7 +55,9 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any
 
 def refuse_another_run(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     """Raise ChangedError where the checkpoint at `path` is of another run than `new`; a longer one is the same run."""
-    changed = differences({"batchnorm": "batch"} | old, new)  # a run of before the setting
+    changed = differences(old, new)
+    if "batchnorm" not in old and new.get("batchnorm") == "batch":  # a run of before the setting
+        changed.pop("batchnorm", None)
     if old.get("total steps", 0) < new["total steps"]:
         changed.pop("total steps", None)
     if old.get("init") is None and new["init"] is None:
