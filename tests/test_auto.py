@@ -178,7 +178,7 @@ def test_a_resume_keeps_what_the_rules_chose(tmp_path):
     options = ["--data.phantom_patients", "10", *(part for name in names for part in (f"--{name}", "auto"))]
     out = tmp_path / "run"
     printed = smoke(out, None, *options, "--steps", 2)
-    assert "auto: method.prototypes 256, method.ema_start 0.841, optim.lr 0.0005, optim.warmup 0.1" in printed
+    assert "auto: method.prototypes 256, method.ema_start 0.841, optim.lr 0.00025, optim.warmup 0.1" in printed
     settings = yaml.safe_load((out / "config.yaml").read_text())
     assert "auto" not in {settings["method"]["prototypes"], settings["optim"]["lr"], settings["method"]["ema_start"]}
     assert json.loads((out / "run.json").read_text())["settings"]["method"]["ema_start"] == 0.841
