@@ -26,7 +26,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from downstream.tuner import Tuner, class_weights
 from paired import Counts, accuracy, counts, difference
 
 from augment import ViewError, fit, stacked

@@ -74,8 +74,9 @@ class Tuner:
         for group in self.optimizer.param_groups:
             group["lr"] = warmup_cosine(self.done, self.total, self.warmup, group["peak"], 0.0)
         self.trained.train()
-        for norm in batchnorms(self.model[0]) if self.freezes else ():
-            norm.eval()
+        if self.freezes:
+            for norm in batchnorms(self.model[0]):
+                norm.eval()
         torch.manual_seed(step_seed(self.config.seed, self.done, self.accelerator.process_index))
         logits = logits_of(self.trained, self.weights, images, self.accelerator.device)
         # Divided by the number of crops, not by their weights: then the mean over processes is that of one process.
