@@ -75,8 +75,8 @@ class Tuner:
             group["lr"] = warmup_cosine(self.done, self.total, self.warmup, group["peak"], 0.0)
         self.trained.train()
         if self.freezes:
-            for norm in batchnorms(self.model[0]):
-                norm.eval()
+            for layer in batchnorms(self.model[0]):
+                layer.eval()
         torch.manual_seed(step_seed(self.config.seed, self.done, self.accelerator.process_index))
         logits = logits_of(self.trained, self.weights, images, self.accelerator.device)
         # Divided by the number of crops, not by their weights: then the mean over processes is that of one process.
