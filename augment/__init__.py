@@ -9,8 +9,8 @@ from pathlib import Path
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations asks a server for its newest version at import
 
 from augment.config import ViewConfig, ViewError
-from augment.depth import stacked
-from augment.operations import (
+from augment.gray_levels import stacked
+from augment.intensity import (
     BurnedInText,
     CollimatorEdge,
     LocalContrast,
@@ -20,9 +20,9 @@ from augment.operations import (
     Tone,
     Unsharpness,
 )
+from augment.multicrop import MultiCrop
 from augment.resize import RESIZE_RULE, fit
 from augment.transforms import RegionWarp
-from augment.views import MultiCrop
 
 __all__ = [
     "RECIPES",

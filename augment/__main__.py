@@ -10,13 +10,13 @@ import numpy as np
 import yaml
 
 from augment import RECIPES, MultiCrop, ViewConfig, ViewError
-from augment.depth import checked
+from augment.gray_levels import checked
 from augment.preview import draw_sheet
+from data_shards.decode.radiograph import DEPTHS
 from data_shards.errors import ShardError
-from data_shards.phantom import render_radiograph
-from data_shards.radiograph import DEPTHS
-from data_shards.shard_set import ShardSet
-from launch import cli
+from data_shards.phantom.render import render_radiograph
+from data_shards.shards.shard_set import ShardSet
+from tooth_foundations.core import cli
 
 RUN_RECIPES = Path(__file__).resolve().parent.parent / "pretrain" / "recipes"
 

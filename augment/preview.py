@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from augment.depth import checked, from_unit, unit
+from augment.gray_levels import checked, from_unit, unit
+from augment.multicrop import MultiCrop
+from augment.operation_strips import strips
 from augment.resize import fit
-from augment.strips import strips
-from augment.views import MultiCrop
 
 TILE_HEIGHT, TILE_WIDTH = 224, 448
 """Pixels that sources and views are drawn in: a 24-pixel view is legible and a sheet fits a screen."""

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from augment.depth import checked
+from augment.gray_levels import checked
 
 MAX_STRETCH = 1.33
 """How far the shape of what is shown may be stretched, either way; what is missing then is filled by reflection."""

@@ -12,8 +12,8 @@ import numpy as np
 from albumentations.core.type_definitions import Targets
 
 from augment.config import ViewError
-from augment.depth import from_unit, unit
 from augment.geometry import Levels, Region, sample_region, warp
+from augment.gray_levels import from_unit, unit
 
 DRAWS = 8
 """Uniform numbers that any one transform may use: its place in a view's row of them never moves with its settings."""

@@ -21,17 +21,17 @@ from typing import Any
 import yaml
 from runs import ROOT, train
 
-from data_shards.remote import Url
-from launch.cli import UserError, fail
+from data_shards.shards.remote import Url
 from pretrain.__main__ import MISTAKES, read_command_line
-from pretrain.checkpoint import replace_atomically
-from pretrain.config import Config
-from pretrain.identity import HARMLESS
-from pretrain.journal import read_metrics
-from pretrain.precision import resolve_threads
-from pretrain.run_folder import RunFolder, flat
-from pretrain.scores import labelled_sets
-from pretrain.shards import open_sets, shard_cache
+from pretrain.checkpoints.weights_io import replace_atomically
+from pretrain.config.schema import Config
+from pretrain.data.shard_sets import open_sets, shard_cache
+from pretrain.evaluation.final_knn import labelled_sets
+from pretrain.runs.metrics_log import read_metrics
+from pretrain.runs.resume_check import HARMLESS
+from pretrain.runs.run_folder import RunFolder, flat
+from pretrain.runtime.precision import resolve_threads
+from tooth_foundations.core.cli import UserError, fail
 
 
 def _off(*names: str) -> list[str]:

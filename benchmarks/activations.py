@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from pretrain.backbones import RELEASED, build_backbone
+from pretrain.models.backbones import RELEASED, build_backbone
 
 GLOBAL, LOCAL = 2, 8  # views of a crop
 

@@ -29,10 +29,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from augment import MultiCrop, ViewConfig
-from data_shards.shard_set import ShardSet
-from pretrain.backbones import RELEASED, build_backbone
-from pretrain.config import Config, DataConfig
-from pretrain.shards import phantom_shards
+from data_shards.shards.shard_set import ShardSet
+from pretrain.config.schema import Config, DataConfig
+from pretrain.data.shard_sets import phantom_shards
+from pretrain.models.backbones import RELEASED, build_backbone
 
 H100_PEAK = 989e12  # dense bf16 FLOP/s of the SXM board, from its data sheet
 UTILISATION = {

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from pretrain.backbones import build_backbone
-from pretrain.depthwise import speed_up
-from pretrain.heads import proj_head
+from pretrain.models.backbones import build_backbone
+from pretrain.models.depthwise_conv import speed_up
+from pretrain.models.projection_head import proj_head
 
 
 @dataclass(frozen=True)

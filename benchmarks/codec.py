@@ -4,8 +4,8 @@
 
 Crops are taken evenly from each shard folder, at 8 bits as they are, and at 12 bits in 16 as detectors deliver:
 the crop, smoothed, with noise of 12 levels of 4095 (deep crops of the shards are taken too). Reading is what the stream
-does (`data_shards.sample.gray_of`, by OpenCV), beside Pillow. Milliseconds are of the process's own time on one core,
-the median of rounds in which the codecs take turns. Tables go to the terminal, every figure to OUT/codec.json.
+does (`data_shards.shards.codec.gray_of`, by OpenCV), beside Pillow. Milliseconds are of the process's own time on one
+core, the median of rounds in which the codecs take turns. Tables go to the terminal, every figure to OUT/codec.json.
 """
 
 import argparse
@@ -21,8 +21,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from data_shards.sample import gray_of
-from data_shards.shard_set import ShardSet
+from data_shards.shards.codec import gray_of
+from data_shards.shards.shard_set import ShardSet
 
 Encode = Callable[[np.ndarray], bytes]
 

@@ -17,10 +17,10 @@ import torch
 from accelerate import Accelerator
 
 from downstream.config import CropsConfig, readers
-from downstream.crops import Crops, find_crops
-from downstream.features import Resized, batches, embed_crops
-from downstream.weights import Weights, load_weights
-from pretrain.evaluate import embed
+from downstream.data.crops import Crops, find_crops
+from downstream.features.embedded_crops import Resized, batches, embed_crops
+from downstream.features.weights import Weights, load_weights
+from pretrain.evaluation.knn import embed
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from data_shards.errors import ShardError
-from data_shards.stream import ShardSet
-from launch.cli import UserError, fail
+from data_shards.shards.stream import ShardSet
+from tooth_foundations.core.cli import UserError, fail
 
 QUANTILES = (1, 5, 25, 75, 95, 99)
 FLAT = 1e-3

@@ -30,19 +30,19 @@ from paired import Counts, accuracy, counts, difference
 
 from augment import ViewError, fit, stacked
 from data_shards.errors import ShardError
-from downstream.classifier import plan, predict, train_classifier
 from downstream.config import DownstreamError, FinetuneConfig, LinearConfig, WeightsConfig
-from downstream.crops import Crops, find_crops
-from downstream.features import random_backbone
-from downstream.probe import choose_l2, fit_predict
-from downstream.tuner import Tuner, class_weights
-from downstream.weights import Weights, load_weights
-from launch.cli import UserError, fail
+from downstream.data.crops import Crops, find_crops
+from downstream.features.embedded_crops import random_backbone
+from downstream.features.weights import Weights, load_weights
+from downstream.tasks.classifier import plan, predict, train_classifier
+from downstream.tasks.probe import choose_l2, fit_predict
+from downstream.tasks.tuner import Tuner, class_weights
 from pretrain.__main__ import MISTAKES
-from pretrain.backbones import Backbone, build_backbone
-from pretrain.batches import normalised
-from pretrain.checkpoint import replace_atomically
-from pretrain.evaluate import PIXELS, pixel_features
+from pretrain.checkpoints.weights_io import replace_atomically
+from pretrain.data.multicrop_loader import normalised
+from pretrain.evaluation.knn import PIXELS, pixel_features
+from pretrain.models.backbones import Backbone, build_backbone
+from tooth_foundations.core.cli import UserError, fail
 
 BATCH = 64
 BEFORE_LAST = (4, 3)

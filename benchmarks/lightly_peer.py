@@ -48,7 +48,7 @@ def export_crops(shards: str, folder: Path) -> int:
     import numpy as np
     from tqdm import tqdm
 
-    from data_shards.shard_set import ShardSet
+    from data_shards.shards.shard_set import ShardSet
 
     crops = ShardSet(shards)
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,8 +67,8 @@ def serve(run: PeerRun) -> None:
     import torch
     from lightly_train._methods import method_helpers
 
-    from pretrain.backbones import Backbone, build_backbone
-    from pretrain.run_folder import RunFolder
+    from pretrain.models.backbones import Backbone, build_backbone
+    from pretrain.runs.run_folder import RunFolder
 
     torch.set_num_threads(run.threads)
     folder = RunFolder(run.out)

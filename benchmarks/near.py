@@ -18,9 +18,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data_shards.near import BITS, WITHIN, near_pairs, perceptual_hash
-from data_shards.radiograph import RadiographError, decode
-from data_shards.sources import open_sources
+from data_shards.decode.radiograph import RadiographError, decode
+from data_shards.pack.perceptual_hash import BITS, WITHIN, near_pairs, perceptual_hash
+from data_shards.sources.source import open_sources
 
 Change = Callable[[np.ndarray], np.ndarray]
 

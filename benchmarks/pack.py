@@ -30,8 +30,8 @@ import cv2
 import numpy as np
 import psutil
 
-from data_shards.manifest import read_manifest
-from data_shards.phantom import render_radiograph, write_archive
+from data_shards.phantom.render import render_radiograph, write_archive
+from data_shards.shards.manifest import read_manifest
 
 HERE = Path(__file__).resolve().parent
 SCALE = 5

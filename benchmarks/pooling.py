@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from augment import fit, stacked
 from data_shards.errors import ShardError
 from downstream.config import CropsConfig, DownstreamError
-from downstream.crops import Crops, find_crops
-from downstream.features import random_backbone
-from downstream.weights import Weights, load_weights
-from launch.cli import fail
-from pretrain.backbones import Backbone, BackboneError
-from pretrain.checkpoint import CheckpointError
-from pretrain.evaluate import PIXELS, balanced_accuracy, embed, knn_predict, pixel_features, unit
+from downstream.data.crops import Crops, find_crops
+from downstream.features.embedded_crops import random_backbone
+from downstream.features.weights import Weights, load_weights
+from pretrain.checkpoints.weights_io import CheckpointError
+from pretrain.evaluation.knn import PIXELS, balanced_accuracy, embed, knn_predict, pixel_features, unit
+from pretrain.models.backbones import Backbone, BackboneError
+from tooth_foundations.core.cli import fail
 
 NEIGHBOURS = 10
 

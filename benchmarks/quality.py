@@ -25,22 +25,22 @@ from matplotlib.figure import Figure
 from runs import ROOT, train
 
 from data_shards.errors import ShardError
-from data_shards.shard_set import ShardSet
-from data_shards.stream import Stream
-from downstream import probe
+from data_shards.shards.shard_set import ShardSet
+from data_shards.shards.stream import Stream
 from downstream.config import DownstreamError, KnnConfig, LinearConfig
-from downstream.weights import load_weights
-from launch.cli import UserError, fail
+from downstream.features.weights import load_weights
+from downstream.tasks import probe
 from pretrain.__main__ import MISTAKES, read_command_line
-from pretrain.backbones import build_backbone
-from pretrain.batchnorm import calibrate_batchnorm, calibration_crops
-from pretrain.checkpoint import replace_atomically
-from pretrain.combined import save_combined
-from pretrain.config import Config
-from pretrain.heads import proj_head
-from pretrain.journal import read_metrics
-from pretrain.precision import resolve_threads
-from pretrain.run_folder import RunFolder
+from pretrain.checkpoints.combined import save_combined
+from pretrain.checkpoints.weights_io import replace_atomically
+from pretrain.config.schema import Config
+from pretrain.models.backbones import build_backbone
+from pretrain.models.batchnorm import calibrate_batchnorm, calibration_crops
+from pretrain.models.projection_head import proj_head
+from pretrain.runs.metrics_log import read_metrics
+from pretrain.runs.run_folder import RunFolder
+from pretrain.runtime.precision import resolve_threads
+from tooth_foundations.core.cli import UserError, fail
 
 RECIPE = ["--recipe", "small-cnn", "--views", "panoramic"]
 RECIPE += ["--eval.every", "0", "--eval.bank", "0", "--pictures", "false"]  # scored here

@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from pretrain.config import ConfigError
-from pretrain.run_folder import RunFolder
+from pretrain.config.schema import ConfigError
+from pretrain.runs.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None), 1
@@ -50,7 +50,7 @@ def is_held(folder: Path) -> bool:
 
 def start(folder: Path, command: list[str]) -> "subprocess.Popen[bytes]":
     """Start a run in a session of its own, since a Ctrl-C is ours to pass on; if we are killed it is asked to stop."""
-    code = b"".join(file.read_bytes() for file in sorted(ROOT.glob("[ap]*/*.py")))  # augment, pretrain
+    code = b"".join(file.read_bytes() for file in sorted(ROOT.glob("[ap]*/**/*.py")))  # augment, pretrain
     folder.parent.mkdir(parents=True, exist_ok=True)
     with Path(f"{folder}.log").open("a") as log:
         print(f"$ {shlex.join(command)}\ncode {hashlib.sha256(code).hexdigest()}", file=log, flush=True)

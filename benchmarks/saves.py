@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from pretrain.batchnorm import CROPS, exported
-from pretrain.checkpoint import save_resume
-from pretrain.combined import save_combined
-from pretrain.config import Config
-from pretrain.rates import rates_at
-from pretrain.trainer import Trainer
+from pretrain.checkpoints.combined import save_combined
+from pretrain.checkpoints.weights_io import save_resume
+from pretrain.config.schema import Config
+from pretrain.method.step_rates import rates_at
+from pretrain.method.trainer import Trainer
+from pretrain.models.batchnorm import CROPS, exported
 
 
 class Endless:

@@ -21,12 +21,12 @@ import cv2
 import numpy as np
 import psutil
 
-from data_shards.index import index_shards
-from data_shards.manifest import INDEX, MANIFEST, stated
-from data_shards.shard_set import ShardSet
-from data_shards.stream import Stream
-from pretrain.batches import view_batches
-from pretrain.config import Config, DataConfig
+from data_shards.shards.manifest import INDEX, MANIFEST, stated
+from data_shards.shards.shard_set import ShardSet
+from data_shards.shards.stream import Stream
+from data_shards.shards.tar_index import index_shards
+from pretrain.config.schema import Config, DataConfig
+from pretrain.data.multicrop_loader import view_batches
 
 SAMPLES, BATCH, STEPS, WORKERS = 1000, 64, 40, 2
 

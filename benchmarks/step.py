@@ -38,14 +38,14 @@ from lightly_peer import PeerRun, export_crops
 from step_table import BARE, COMPILED, OURS, PEER, table
 
 from data_shards.errors import ShardError
-from launch.cli import UserError, fail
 from pretrain.__main__ import MISTAKES, read_command_line
-from pretrain.config import Config, DataConfig
-from pretrain.journal import read_metrics
-from pretrain.monitors import MONITOR_EVERY
-from pretrain.precision import resolve_precision, resolve_threads
-from pretrain.run_folder import RunFolder
-from pretrain.shards import phantom_shards
+from pretrain.config.schema import Config, DataConfig
+from pretrain.data.shard_sets import phantom_shards
+from pretrain.method.diagnostics import MONITOR_EVERY
+from pretrain.runs.metrics_log import read_metrics
+from pretrain.runs.run_folder import RunFolder
+from pretrain.runtime.precision import resolve_precision, resolve_threads
+from tooth_foundations.core.cli import UserError, fail
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ["--recipe", "small-cnn", "--views.global_size", "[128,96]", "--views.local_size", "[64,48]"]

@@ -4,17 +4,17 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from data_shards import describe as describing
-from data_shards import preview as previewing
-from data_shards import verify as verifying
 from data_shards.errors import PackError, ShardError, counted, printable
-from data_shards.ids import default_key_file, locate, table_beside
-from data_shards.pack import PackConfig, pack
-from data_shards.page import write_page
-from data_shards.phantom import write_archive
-from data_shards.shard_set import ShardSet
-from data_shards.survey import survey
-from launch.cli import end_quietly, fail, new_parser, read
+from data_shards.inspect import preview as previewing
+from data_shards.inspect import summary_text as describing
+from data_shards.inspect import verify as verifying
+from data_shards.inspect.summary import survey
+from data_shards.inspect.summary_html import write_page
+from data_shards.pack.pipeline import PackConfig, pack
+from data_shards.phantom.render import write_archive
+from data_shards.pseudonyms import default_key_file, locate, table_beside
+from data_shards.shards.shard_set import ShardSet
+from tooth_foundations.core.cli import end_quietly, fail, new_parser, read
 
 PROG = "python -m data_shards"
 

@@ -19,7 +19,7 @@ from pydicom import FileMetaDataset
 from pydicom.dataset import FileDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, RLELossless
 
-from data_shards.phantom import Phantom, render_radiograph
+from data_shards.phantom.render import Phantom, render_radiograph
 
 SEED = 3
 INTRAORAL, SECONDARY = (

@@ -14,10 +14,7 @@ from accelerate import Accelerator
 
 from augment import ViewError
 from data_shards.errors import Mistake
-from downstream import curve as efficiency
-from downstream import export as exporting
-from downstream import finetune as tuning
-from downstream import probe, zoo
+from downstream import released_files
 from downstream.config import (
     CropsConfig,
     CurveConfig,
@@ -27,13 +24,17 @@ from downstream.config import (
     LinearConfig,
     WeightsConfig,
 )
-from downstream.lines import SERIES
-from downstream.metrics import SCORES
-from downstream.sources import packed
-from downstream.weights import Weights, load_weights
-from launch.cli import end_quietly, fail, new_parser, one_line, read
-from pretrain.checkpoint import replace_atomically
-from pretrain.watchdog import PEER_LOST, WORKER_LOST, Watchdog
+from downstream.data.sources import packed
+from downstream.exporters import export as exporting
+from downstream.features.weights import Weights, load_weights
+from downstream.reports.curve_plot import SERIES
+from downstream.reports.metrics import SCORES
+from downstream.tasks import curve as efficiency
+from downstream.tasks import finetune as tuning
+from downstream.tasks import probe
+from pretrain.checkpoints.weights_io import replace_atomically
+from pretrain.runtime.watchdog import PEER_LOST, WORKER_LOST, Watchdog
+from tooth_foundations.core.cli import end_quietly, fail, new_parser, one_line, read
 
 PROG = "python -m downstream"
 MISTAKES = (Mistake, ViewError)
@@ -138,7 +139,7 @@ def zoo_command(argv: Sequence[str]) -> None:
     if {"-h", "--help"} & set(files):
         action = "--help"
     if action == "list" and not files:
-        print(zoo.table())
+        print(released_files.table())
     elif action == "verify" and files:
         wrong = [complaint for file in files if (complaint := _complaint(Path(file)))]
         if wrong:
@@ -151,12 +152,12 @@ def zoo_command(argv: Sequence[str]) -> None:
 
 def _complaint(file: Path) -> str:
     try:
-        found = zoo.identify(file)
+        found = released_files.identify(file)
     except DownstreamError as error:
         return str(error)
     if found is None:
         return f"{file} is none of the published files, by its MD5"
-    print(f"{file}: {found}, MD5 {found.md5}, https://doi.org/{zoo.DOI}")
+    print(f"{file}: {found}, MD5 {found.md5}, https://doi.org/{released_files.DOI}")
     return ""
 
 

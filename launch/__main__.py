@@ -15,16 +15,16 @@ import torch
 from accelerate import PartialState
 
 from launch import checks
-from launch.cli import fail, new_parser, one_line, read, run
 from launch.slurm import SlurmConfig, script
 from pretrain.__main__ import MISTAKES, read_command_line
-from pretrain.backbones import build_backbone
-from pretrain.config import Config, ConfigError
-from pretrain.shards import NO_SHARDS, parsed_shards
-from pretrain.started import mistake_at_start
-from pretrain.trainer import NonFiniteError
-from pretrain.trial import Trial, prepare, small_phantom, trial
-from pretrain.watchdog import PEER_LOST, Watchdog
+from pretrain.config.schema import Config, ConfigError
+from pretrain.data.shard_sets import NO_SHARDS, parsed_shards
+from pretrain.launch_check import mistake_at_start
+from pretrain.method.trainer import NonFiniteError
+from pretrain.models.backbones import build_backbone
+from pretrain.runs.dry_run import Trial, prepare, small_phantom, trial
+from pretrain.runtime.watchdog import PEER_LOST, Watchdog
+from tooth_foundations.core.cli import fail, new_parser, one_line, read, run
 
 PROG = "python -m launch"
 T = TypeVar("T")

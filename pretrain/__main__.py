@@ -14,13 +14,13 @@ from accelerate import PartialState
 from augment import RECIPES as VIEW_RECIPES
 from augment import ViewError
 from data_shards.errors import Mistake
-from launch.cli import UserError, fail, new_parser, one_line, read
-from pretrain.config import ChangedError, Config, ConfigError
-from pretrain.limits import LIMITS
-from pretrain.report_now import report_now, run_folder
+from pretrain.config.bounds import LIMITS
+from pretrain.config.schema import ChangedError, Config, ConfigError
+from pretrain.launch_check import mistake_at_start
+from pretrain.report.command import report_now, run_folder
 from pretrain.run import Run
-from pretrain.started import mistake_at_start
-from pretrain.watchdog import PEER_LOST, WORKER_LOST, Watchdog, kill_workers
+from pretrain.runtime.watchdog import PEER_LOST, WORKER_LOST, Watchdog, kill_workers
+from tooth_foundations.core.cli import UserError, fail, new_parser, one_line, read
 
 MISTAKES = (Mistake, ViewError)  # augment imports no other package
 RECIPES = Path(__file__).parent / "recipes"

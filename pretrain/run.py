@@ -10,31 +10,31 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 
-from data_shards.stream import ShardSet, Stream
-from pretrain.auto import resolved
-from pretrain.backbones import Backbone, build_backbone, fitting_backbone
-from pretrain.batchnorm import calibrate_batchnorm
-from pretrain.checkpoint import load_resume
-from pretrain.combined import load_combined
-from pretrain.config import Config, ConfigError
-from pretrain.facts import shareable
-from pretrain.identity import differences, extension_note, refuse_another_run
-from pretrain.initial import checksum_of, read_initial, start_from
-from pretrain.journal import Journal, read_metrics, whole
-from pretrain.knn import TrainingKnn
-from pretrain.precision import busy_note, resolve_precision, resolve_threads
-from pretrain.progress import Progress
-from pretrain.report import Report, format_summary, summary_rows, write_views
-from pretrain.run_folder import RunFolder, flat
-from pretrain.saving import Saving
-from pretrain.scores import knn_of_run, labelled_sets
-from pretrain.shards import open_sets, phantom_shards, shard_cache
-from pretrain.stop import launcher_is_gone
-from pretrain.student_teacher import view_sizes
-from pretrain.trackers import Trackers
-from pretrain.trainer import BadSamplesError, NonFiniteError, Trainer
-from pretrain.verdict import told
-from pretrain.watchdog import Watchdog
+from data_shards.shards.stream import ShardSet, Stream
+from pretrain.checkpoints.combined import load_combined
+from pretrain.checkpoints.init_weights import checksum_of, read_initial, start_from
+from pretrain.checkpoints.metadata import shareable
+from pretrain.checkpoints.weights_io import load_resume
+from pretrain.config.auto import resolved
+from pretrain.config.schema import Config, ConfigError
+from pretrain.data.shard_sets import open_sets, phantom_shards, shard_cache
+from pretrain.evaluation.final_knn import knn_of_run, labelled_sets
+from pretrain.evaluation.online_knn import TrainingKnn
+from pretrain.method.trainer import BadSamplesError, NonFiniteError, Trainer
+from pretrain.models.backbones import Backbone, build_backbone, fitting_backbone
+from pretrain.models.batchnorm import calibrate_batchnorm
+from pretrain.models.student_teacher import view_sizes
+from pretrain.monitoring.diagnosis import told
+from pretrain.monitoring.progress_line import Progress
+from pretrain.monitoring.trackers import Trackers
+from pretrain.report.page import Report, format_summary, summary_rows, write_views
+from pretrain.runs.checkpoint_writer import Saving
+from pretrain.runs.metrics_log import Journal, read_metrics, whole
+from pretrain.runs.resume_check import differences, extension_note, refuse_another_run
+from pretrain.runs.run_folder import RunFolder, flat
+from pretrain.runtime.precision import busy_note, resolve_precision, resolve_threads
+from pretrain.runtime.signals import launcher_is_gone
+from pretrain.runtime.watchdog import Watchdog
 
 T = TypeVar("T")
 

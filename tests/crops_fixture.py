@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from augment import fit
-from data_shards.pack import PackConfig, pack
-from data_shards.phantom import render_crop
+from data_shards.pack.pipeline import PackConfig, pack
+from data_shards.phantom.render import render_crop
 from downstream.__main__ import main
 from pretrain import build_backbone, proj_head, save_combined
-from pretrain.batchnorm import calibrate_batchnorm
+from pretrain.models.batchnorm import calibrate_batchnorm
 
 SIZE = (64, 48)
 TINY = "test_resnet"  # of timm's own test models

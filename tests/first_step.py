@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from data_shards.stream import ShardSet, Stream
+from data_shards.shards.stream import ShardSet, Stream
 from pretrain.__main__ import read_command_line
-from pretrain.batches import view_batches
-from pretrain.rates import rates_at
-from pretrain.trainer import Trainer, step_seed
+from pretrain.data.multicrop_loader import view_batches
+from pretrain.method.step_rates import rates_at
+from pretrain.method.trainer import Trainer, step_seed
 
 shards, out, *more = sys.argv[1:]
 config, _ = read_command_line(["--recipe", "smoke", "--data.shards", shards, *more])

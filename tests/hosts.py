@@ -1,7 +1,8 @@
 """Several hosts on one machine: namespaces of network, process ids, host name and mounts, joined by a virtual switch.
 
 Needs root, `ip` and `tc` (Debian's iproute2) and util-linux. Nothing in a host reaches anything but the other hosts:
-there is no route out. A process of one host cannot see those of another, and its machine (pretrain.peers) differs.
+there is no route out. A process of one host cannot see those of another, and its machine (pretrain.runtime.heartbeats)
+differs.
 """
 
 import contextlib

@@ -16,9 +16,9 @@ from PIL import Image
 
 from data_shards.__main__ import main
 from data_shards.errors import MemberError, PackError
-from data_shards.pack import PackConfig, pack
-from data_shards.sources import open_sources
-from data_shards.verify import verify
+from data_shards.inspect.verify import verify
+from data_shards.pack.pipeline import PackConfig, pack
+from data_shards.sources.source import open_sources
 
 KEY = b"a public key for tests"
 LZMA2 = [{"id": py7zr.FILTER_LZMA2, "preset": 1}]

@@ -20,9 +20,9 @@ from scipy.ndimage import map_coordinates
 from augment import RECIPES, MultiCrop, ViewConfig, ViewError, fit
 from augment.__main__ import RUN_RECIPES, main, recipe_views
 from augment.geometry import Levels, Region, warp
+from augment.operation_strips import strips
 from augment.preview import draw_sheet, draw_views
 from augment.resize import MAX_STRETCH
-from augment.strips import strips
 
 PLAIN = {
     "global_scale": (1.0, 1.0),
@@ -202,7 +202,9 @@ def test_all_operations_and_their_settings_are_independent(monkeypatch: pytest.M
         monkeypatch.setattr(operation, "draw", noted)
         monkeypatch.setattr(operation, "change", lambda image, white, **setting: image)
     rows: list[dict[str, float]] = []
-    monkeypatch.setattr("augment.views.warp", lambda levels, region: rows.append(dict(seen)) or seen.clear() or region)
+    monkeypatch.setattr(
+        "augment.multicrop.warp", lambda levels, region: rows.append(dict(seen)) or seen.clear() or region
+    )
     image, samples = noise_image(40, 30), 3000
     for sample in range(samples):
         multi_crop(image, (3, sample))

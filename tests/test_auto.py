@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processes import smoke
 
-from pretrain import auto
 from pretrain.__main__ import RECIPES, read_command_line
-from pretrain.backbones import RELEASED, BackboneError, build_backbone, check_view_size
-from pretrain.config import Config, DataConfig, MethodConfig, OptimConfig
+from pretrain.config import auto
+from pretrain.config.schema import Config, DataConfig, MethodConfig, OptimConfig
+from pretrain.models.backbones import RELEASED, BackboneError, build_backbone, check_view_size
 
 CROPS = st.integers(1, 100_000_000)
 STEPS = st.integers(1, 10_000_000)

@@ -13,13 +13,13 @@ from released import released
 from torch.autograd.graph import saved_tensors_hooks
 
 from augment.config import ViewConfig
-from data_shards.stream import ShardSet, Stream
-from pretrain.backbones import RELEASED, BackboneError, build_backbone, check_width_for_bf16, freeze_unused
-from pretrain.checkpoint import load_resume, save_resume
-from pretrain.combined import load_combined, save_combined
-from pretrain.config import Config, DataConfig
-from pretrain.heads import proj_head
-from pretrain.trainer import Trainer
+from data_shards.shards.stream import ShardSet, Stream
+from pretrain.checkpoints.combined import load_combined, save_combined
+from pretrain.checkpoints.weights_io import load_resume, save_resume
+from pretrain.config.schema import Config, DataConfig
+from pretrain.method.trainer import Trainer
+from pretrain.models.backbones import RELEASED, BackboneError, build_backbone, check_width_for_bf16, freeze_unused
+from pretrain.models.projection_head import proj_head
 
 OTHERS = (
     "resnet18",

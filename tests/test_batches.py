@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from processes import smoke
 from stand_ins import Sized
 
-from data_shards.remote import Url
-from data_shards.stream import ShardError, ShardSet, Stream
-from pretrain.batches import SampleRecord, StepSampler, normalised, view_batches
-from pretrain.config import Config, ConfigError, DataConfig
-from pretrain.shards import check_cache
+from data_shards.shards.remote import Url
+from data_shards.shards.stream import ShardError, ShardSet, Stream
+from pretrain.config.schema import Config, ConfigError, DataConfig
+from pretrain.data.multicrop_loader import SampleRecord, StepSampler, normalised, view_batches
+from pretrain.data.shard_sets import check_cache
 
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=6)
 

@@ -12,18 +12,18 @@ from accelerate import Accelerator
 from released import released
 
 from augment.config import ViewConfig
-from data_shards.pack import PackConfig, pack
-from data_shards.phantom import write_archive
-from data_shards.stream import ShardSet, Stream
-from pretrain.batches import normalised
-from pretrain.batchnorm import calibration_crops, exported
-from pretrain.combined import load_combined, save_combined
-from pretrain.config import Config, ConfigError, DataConfig
-from pretrain.evaluate import embed, knn_over_folds, load_labelled, unit
-from pretrain.initial import read_initial, start_from
-from pretrain.rates import rates_at
-from pretrain.student_teacher import Network, batchnorms, build_networks
-from pretrain.trainer import Trainer
+from data_shards.pack.pipeline import PackConfig, pack
+from data_shards.phantom.render import write_archive
+from data_shards.shards.stream import ShardSet, Stream
+from pretrain.checkpoints.combined import load_combined, save_combined
+from pretrain.checkpoints.init_weights import read_initial, start_from
+from pretrain.config.schema import Config, ConfigError, DataConfig
+from pretrain.data.multicrop_loader import normalised
+from pretrain.evaluation.knn import embed, knn_over_folds, load_labelled, unit
+from pretrain.method.step_rates import rates_at
+from pretrain.method.trainer import Trainer
+from pretrain.models.batchnorm import calibration_crops, exported
+from pretrain.models.student_teacher import Network, batchnorms, build_networks
 
 SIZE = (64, 48)
 WITH_BATCHNORM = (

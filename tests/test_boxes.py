@@ -15,24 +15,24 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from data_shards import inventory
-from data_shards.boxes import Box, Boxes
-from data_shards.choices import Choices
-from data_shards.class_list import _class_list
-from data_shards.coco import _run_corners
-from data_shards.crops import CropError
+from data_shards.annotations.box_plan import plan_boxes
+from data_shards.annotations.boxes import Box, Boxes
+from data_shards.annotations.choices import Choices
+from data_shards.annotations.class_list import _class_list
+from data_shards.annotations.formats.coco import _run_corners
+from data_shards.decode.mask_parts import read_mask
 from data_shards.errors import PackError
-from data_shards.ids import Key
-from data_shards.inventory import Entry, Inventory, Masked, Text
+from data_shards.inspect.preview import preview
 from data_shards.ledger import Ledgers
-from data_shards.masks import read_mask
-from data_shards.member import Member
-from data_shards.orient import place
-from data_shards.pack import PackConfig, pack
-from data_shards.planning import plan_boxes
-from data_shards.preview import preview
-from data_shards.shard_set import ShardSet
-from data_shards.sources import Source
+from data_shards.pack.crop import CropError
+from data_shards.pack.orientation import place
+from data_shards.pack.pipeline import PackConfig, pack
+from data_shards.pseudonyms import Key
+from data_shards.shards.shard_set import ShardSet
+from data_shards.sources import inventory
+from data_shards.sources.inventory import Entry, Inventory, Masked, Text
+from data_shards.sources.member import Member
+from data_shards.sources.source import Source
 
 KEY = Key(b"a public key for tests", None)
 WIDTH, HEIGHT = 200, 120

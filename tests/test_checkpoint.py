@@ -12,12 +12,12 @@ from safetensors.torch import save_file as save_safetensors
 from torch import nn
 
 import pretrain
-from pretrain.backbones import RELEASED, BackboneError, build_backbone, check_view_size
-from pretrain.checkpoint import CheckpointError, load_resume, save_resume
-from pretrain.combined import MismatchError, load_combined, read_combined, save_combined
-from pretrain.config import Config
-from pretrain.facts import weights_facts
-from pretrain.heads import proj_head
+from pretrain.checkpoints.combined import MismatchError, load_combined, read_combined, save_combined
+from pretrain.checkpoints.metadata import weights_facts
+from pretrain.checkpoints.weights_io import CheckpointError, load_resume, save_resume
+from pretrain.config.schema import Config
+from pretrain.models.backbones import RELEASED, BackboneError, build_backbone, check_view_size
+from pretrain.models.projection_head import proj_head
 
 HEAD_KEYS = [
     "mlp.0.weight",

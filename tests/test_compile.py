@@ -7,11 +7,11 @@ import torch
 from processes import ENVIRONMENT, PYTHON, logged, smoke, weights
 from test_step import BATCH, STEPS, configuration, trainer_of
 
-from pretrain.batchnorm import exported
-from pretrain.checkpoint import resume_files, step_of
-from pretrain.compiled import compiler_mistakes
-from pretrain.config import ConfigError
-from pretrain.rates import rates_at
+from pretrain.checkpoints.weights_io import resume_files, step_of
+from pretrain.config.schema import ConfigError
+from pretrain.method.compilation import compiler_mistakes
+from pretrain.method.step_rates import rates_at
+from pretrain.models.batchnorm import exported
 
 SHORT = ["--steps", 6, "--checkpoint_every", 3, "--data.batch_size", 8, "--data.workers", 0, "--eval.every", 3]
 SHORT += ["--eval.label", "finding"]

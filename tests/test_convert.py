@@ -12,13 +12,13 @@ from pydicom import Dataset, FileMetaDataset
 from pydicom.dataset import FileDataset
 from pydicom.uid import DigitalIntraOralXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
-from data_shards.convert import _member
-from data_shards.crops import CropError, Rules, crop_of
-from data_shards.ids import Key, locate, table_beside
-from data_shards.pack import PackConfig, pack
-from data_shards.shard_set import ShardSet
-from data_shards.stream import Stream
-from data_shards.verify import verify
+from data_shards.inspect.verify import verify
+from data_shards.pack.crop import CropError, Rules, crop_of
+from data_shards.pack.crop_job import _member
+from data_shards.pack.pipeline import PackConfig, pack
+from data_shards.pseudonyms import Key, locate, table_beside
+from data_shards.shards.shard_set import ShardSet
+from data_shards.shards.stream import Stream
 
 KEY = Key(b"a public key for tests", None)
 

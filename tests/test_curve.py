@@ -10,13 +10,13 @@ from crops_fixture import mistake, run, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_shards.shard_set import ShardSet
-from downstream import curve as efficiency
-from downstream import features as keeping
+from data_shards.shards.shard_set import ShardSet
 from downstream.config import CurveConfig
-from downstream.crops import find_crops
-from downstream.curve import subsets
-from downstream.lines import SERIES, Series
+from downstream.data.crops import find_crops
+from downstream.features import embedded_crops as keeping
+from downstream.reports.curve_plot import SERIES, Series
+from downstream.tasks import curve as efficiency
+from downstream.tasks.curve import subsets
 
 QUICK = ("--epochs", 2, "--min_steps", 12, "--batch_size", 16, "--workers", 0)
 

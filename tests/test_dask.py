@@ -13,7 +13,7 @@ import pytest
 from test_resume_pack import clinic, command, lines_of, tree, whole  # noqa: F401 - clinic is a fixture
 
 from data_shards.errors import PackError
-from data_shards.parallel import spread
+from data_shards.pack.workers import spread
 
 
 @pytest.fixture

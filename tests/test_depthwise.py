@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pretrain.backbones import build_backbone
-from pretrain.depthwise import LowMapConv, speed_up
+from pretrain.models.backbones import build_backbone
+from pretrain.models.depthwise_conv import LowMapConv, speed_up
 
 
 @given(

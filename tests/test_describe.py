@@ -14,15 +14,15 @@ import webdataset
 from PIL import Image
 
 from data_shards.__main__ import main
-from data_shards.describe import describe
-from data_shards.ids import Key
-from data_shards.manifest import read_manifest
-from data_shards.pack import PackConfig, pack
-from data_shards.page import as_page
-from data_shards.phantom import render_radiograph
-from data_shards.preview import crop_sheet
-from data_shards.shard_set import ShardSet
-from data_shards.survey import survey
+from data_shards.inspect.preview import crop_sheet
+from data_shards.inspect.summary import survey
+from data_shards.inspect.summary_html import as_page
+from data_shards.inspect.summary_text import describe
+from data_shards.pack.pipeline import PackConfig, pack
+from data_shards.phantom.render import render_radiograph
+from data_shards.pseudonyms import Key
+from data_shards.shards.manifest import read_manifest
+from data_shards.shards.shard_set import ShardSet
 
 NASTY = "<script>alert(1)</script>\x1b[31m"
 

@@ -31,8 +31,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from data_shards import dicom_form, dicom_gdcm, dicom_gray
-from data_shards.radiograph import RadiographError, decode, frames, looks_like_image
+from data_shards.decode import dicom_bytes, dicom_luts, jpeg_lossless
+from data_shards.decode.radiograph import RadiographError, decode, frames, looks_like_image
 
 PANORAMIC = "1.2.840.10008.5.1.4.1.1.1.1"  # digital X-ray, for presentation
 TEST_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
@@ -206,7 +206,7 @@ def test_an_image_that_ends_gdcm_or_its_end_between_two_images_does_no_harm(capf
     with contextlib.suppress(RadiographError):
         decode(bytes(bad))
     assert np.array_equal(decode(good).pixels, wanted)
-    dicom_gdcm._process.child.kill()
+    jpeg_lossless._process.child.kill()
     assert np.array_equal(decode(good).pixels, wanted)
     with pytest.raises(RadiographError, match="damaged"):
         decode(good[:6000])
@@ -231,7 +231,7 @@ def test_without_decoders_the_reason_names_the_extra(tmp_path):
     code = (
         "import sys; from pathlib import Path\n"
         "for name in ('gdcm', 'pylibjpeg', 'openjpeg', 'jpeg_ls'): sys.modules[name] = None\n"
-        "from data_shards.radiograph import frames\n"
+        "from data_shards.decode.radiograph import frames\n"
         "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
         "    try: print(path.name, [getattr(f, 'bits', f) for f in frames(path.read_bytes())])\n"
         "    except ValueError as error: print(path.name, error)"
@@ -315,7 +315,7 @@ def test_rescale_and_window(bits, signed, slope, intercept, centre, width, funct
     made = dataset(values, bits, signed=signed, RescaleSlope=slope, RescaleIntercept=intercept)
     made.WindowCenter, made.WindowWidth, made.VOILUTFunction = [centre, 1], [width, 2], function
     made.PhotometricInterpretation = "MONOCHROME1" if inverted else "MONOCHROME2"
-    with mock.patch.object(dicom_gray, "MIN_CLIPPED", 1):  # no window is set aside here
+    with mock.patch.object(dicom_luts, "MIN_CLIPPED", 1):  # no window is set aside here
         found = decode(saved(made), depth=16)
     top = (1 << bits) - 1
     with np.errstate(over="ignore"):
@@ -584,7 +584,7 @@ def test_bombs_are_refused_before_they_are_decoded(monkeypatch):
     made = dataset(ramp())
     made.Rows = made.Columns = 30_000
     assert "bomb" in reason(saved(made))
-    monkeypatch.setattr(dicom_form, "MAX_INFLATED", 20_000)
+    monkeypatch.setattr(dicom_bytes, "MAX_INFLATED", 20_000)
     zeros = dataset(ramp(), syntax=DeflatedExplicitVRLittleEndian)
     zeros.add_new(0x00990010, "LO", "X")
     zeros.add_new(0x00991001, "OB", bytes(20_000))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from test_dicom import dataset, dicom, lut, saved
 
-from data_shards.pack import PackConfig, pack
-from data_shards.radiograph import decode
+from data_shards.decode.radiograph import decode
+from data_shards.pack.pipeline import PackConfig, pack
 
 SHAPE = (60, 80)
 

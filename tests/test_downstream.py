@@ -22,12 +22,13 @@ from scipy.optimize import minimize
 from scipy.spatial.distance import cdist
 
 from augment import fit
-from data_shards.shard_set import ShardSet
+from data_shards.shards.shard_set import ShardSet
 from downstream import __main__ as main_module
-from downstream import export, probe
 from downstream.config import CropsConfig
+from downstream.exporters import export
+from downstream.tasks import probe
 from pretrain import build_backbone
-from pretrain.evaluate import knn_over_folds, unit
+from pretrain.evaluation.knn import knn_over_folds, unit
 
 ROOT = Path(__file__).parent.parent
 

@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 
 from augment import fit
-from data_shards.pack import PackConfig, pack
-from data_shards.radiograph import decode
-from data_shards.shard_set import ShardSet
+from data_shards.decode.radiograph import decode
+from data_shards.pack.pipeline import PackConfig, pack
+from data_shards.shards.shard_set import ShardSet
 from downstream.__main__ import main
 from downstream.config import DownstreamError, KnnConfig
-from downstream.sources import as_shards, is_shards, packed
+from downstream.data.sources import as_shards, is_shards, packed
 from pretrain import build_backbone, proj_head, save_combined
-from pretrain.batchnorm import calibrate_batchnorm
+from pretrain.models.batchnorm import calibrate_batchnorm
 
 TINY = "test_resnet"
 CLASSES = ("stripes", "blotches")

@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
 from pretrain.__main__ import read_command_line
-from pretrain.backbones import build_backbone
-from pretrain.batchnorm import calibrate_batchnorm
-from pretrain.config import Config, ConfigError, DataConfig
-from pretrain.evaluate import (
+from pretrain.config.schema import Config, ConfigError, DataConfig
+from pretrain.data.shard_sets import parsed_shards
+from pretrain.evaluation.knn import (
     balanced_accuracy,
     embed,
     knn_over_folds,
@@ -21,8 +20,9 @@ from pretrain.evaluate import (
     size_features,
     unit,
 )
-from pretrain.precision import resolve_precision
-from pretrain.shards import parsed_shards
+from pretrain.models.backbones import build_backbone
+from pretrain.models.batchnorm import calibrate_batchnorm
+from pretrain.runtime.precision import resolve_precision
 
 
 def test_nearest_neighbours_are_those_of_scipy_by_cosine():
@@ -41,7 +41,7 @@ def test_many_queries_are_taken_some_at_a_time(distances, monkeypatch):
     rng = np.random.default_rng(0)
     bank, queries, labels = rng.normal(size=(300, 16)), rng.normal(size=(80, 16)), rng.integers(0, 5, 300)
     whole = knn_predict(bank, labels, queries, 9)
-    monkeypatch.setattr("pretrain.evaluate.DISTANCES", distances)
+    monkeypatch.setattr("pretrain.evaluation.knn.DISTANCES", distances)
     assert np.array_equal(knn_predict(bank, labels, queries, 9), whole)
     assert not len(knn_predict(bank, labels, queries[:0], 9))
 

@@ -20,16 +20,16 @@ from hypothesis import strategies as st
 from released import released
 
 from augment import fit
-from data_shards.phantom import render_crop
-from data_shards.stream import ShardSet
-from downstream import onnx_export
-from downstream.card import model_card
+from data_shards.phantom.render import render_crop
+from data_shards.shards.stream import ShardSet
 from downstream.config import WeightsConfig
-from downstream.weights import load_weights
+from downstream.exporters import onnx as onnx_export
+from downstream.exporters.model_card import model_card
+from downstream.features.weights import load_weights
 from pretrain import build_backbone
-from pretrain.batchnorm import calibrate_batchnorm
-from pretrain.config import Config, DataConfig
-from pretrain.facts import weights_facts
+from pretrain.checkpoints.metadata import weights_facts
+from pretrain.config.schema import Config, DataConfig
+from pretrain.models.batchnorm import calibrate_batchnorm
 
 VIEWS = [(2, 320, 240), (1, 400, 304), (5, 64, 48)]  # batch, height and width; patches of 16 divide the sides
 ODD = [(3, 70, 54), (1, 65, 33)]

@@ -28,9 +28,9 @@ from processes import (
     wait_for,
 )
 
-from data_shards.shard_set import ShardSet
-from data_shards.stream import Stream
-from pretrain.journal import StepLog, read_metrics
+from data_shards.shards.shard_set import ShardSet
+from data_shards.shards.stream import Stream
+from pretrain.runs.metrics_log import StepLog, read_metrics
 
 
 @pytest.fixture(scope="module")

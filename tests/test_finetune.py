@@ -24,15 +24,16 @@ from torch import nn
 from two_finetune import report
 
 from augment import MultiCrop, fit
-from data_shards.shard_set import ShardSet
-from downstream import classifier, finetune, metrics, page
-from downstream.classifier import plan, predict, train_classifier
+from data_shards.shards.shard_set import ShardSet
 from downstream.config import DownstreamError, FinetuneConfig
-from downstream.crops import Crops, find_crops
-from downstream.folds import doubts, set_apart, split
-from downstream.labelled import mild_views, shuffled
-from downstream.tuner import Tuner, by_depth, class_weights
-from downstream.weights import load_weights
+from downstream.data.crops import Crops, find_crops
+from downstream.data.folds import doubts, set_apart, split
+from downstream.data.labelled_views import mild_views, shuffled
+from downstream.features.weights import load_weights
+from downstream.reports import metrics, page
+from downstream.tasks import classifier, finetune
+from downstream.tasks.classifier import plan, predict, train_classifier
+from downstream.tasks.tuner import Tuner, by_depth, class_weights
 from pretrain import build_backbone
 
 ROOT = Path(__file__).parent.parent

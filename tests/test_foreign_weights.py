@@ -10,15 +10,15 @@ import torchvision
 from safetensors.torch import save_file
 
 from augment.config import ViewConfig
-from pretrain.auto import resolved
-from pretrain.backbones import build_backbone
-from pretrain.checkpoint import CheckpointError
-from pretrain.combined import load_combined
-from pretrain.config import Config, DataConfig
-from pretrain.foreign_weights import fill_foreign, likely_backbone, read_any
-from pretrain.initial import read_initial, start_from, starting_backbone
-from pretrain.rates import rates_at
-from pretrain.student_teacher import build_networks
+from pretrain.checkpoints.combined import load_combined
+from pretrain.checkpoints.foreign_weights import fill_foreign, likely_backbone, read_any
+from pretrain.checkpoints.init_weights import read_initial, start_from, starting_backbone
+from pretrain.checkpoints.weights_io import CheckpointError
+from pretrain.config.auto import resolved
+from pretrain.config.schema import Config, DataConfig
+from pretrain.method.step_rates import rates_at
+from pretrain.models.backbones import build_backbone
+from pretrain.models.student_teacher import build_networks
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCALING = 0.5, 0.25

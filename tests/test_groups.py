@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_shards.errors import PackError
-from data_shards.groups import Earlier, Patients
-from data_shards.ids import Key
-from data_shards.pack import PackConfig, pack
-from data_shards.shard_set import ShardSet
-from data_shards.verify import verify
+from data_shards.inspect.verify import verify
+from data_shards.pack.duplicates import Earlier, Patients
+from data_shards.pack.pipeline import PackConfig, pack
+from data_shards.pseudonyms import Key
+from data_shards.shards.shard_set import ShardSet
 
 KEY = Key(b"a public key for tests", None)
 

@@ -16,14 +16,14 @@ from processes import logged, smoke
 from safetensors.torch import save_file
 
 from augment.config import ViewConfig
-from pretrain.checkpoint import CheckpointError
-from pretrain.combined import save_combined
-from pretrain.config import ChangedError, Config, ConfigError, DataConfig, MethodConfig, OptimConfig
-from pretrain.identity import refuse_another_run
-from pretrain.initial import read_initial, start_from, starting_backbone
-from pretrain.rates import rates_at
-from pretrain.student_teacher import build_networks
-from pretrain.trainer import Trainer
+from pretrain.checkpoints.combined import save_combined
+from pretrain.checkpoints.init_weights import read_initial, start_from, starting_backbone
+from pretrain.checkpoints.weights_io import CheckpointError
+from pretrain.config.schema import ChangedError, Config, ConfigError, DataConfig, MethodConfig, OptimConfig
+from pretrain.method.step_rates import rates_at
+from pretrain.method.trainer import Trainer
+from pretrain.models.student_teacher import build_networks
+from pretrain.runs.resume_check import refuse_another_run
 
 TINY = "test_resnet"  # of timm's own test models
 

@@ -9,16 +9,16 @@ from accelerate import Accelerator
 from processes import FORKED, assert_same_run, complete_lines, kill, logged, smoke, start, wait_for, weights
 from stand_ins import Sized
 
-from data_shards.shard_set import ShardSet
-from data_shards.stream import ShardError, Stream
+from data_shards.shards.shard_set import ShardSet
+from data_shards.shards.stream import ShardError, Stream
 from pretrain import build_backbone, load_combined
 from pretrain.__main__ import read_command_line
-from pretrain.batchnorm import calibration_crops
-from pretrain.evaluate import embed, knn_over_folds, load_labelled, unit
-from pretrain.knn import PROBE, TrainingKnn
-from pretrain.scores import labelled_sets
-from pretrain.shards import shard_cache
-from pretrain.trainer import Trainer
+from pretrain.data.shard_sets import shard_cache
+from pretrain.evaluation.final_knn import labelled_sets
+from pretrain.evaluation.knn import embed, knn_over_folds, load_labelled, unit
+from pretrain.evaluation.online_knn import PROBE, TrainingKnn
+from pretrain.method.trainer import Trainer
+from pretrain.models.batchnorm import calibration_crops
 
 TINY = ["--backbone", "test_resnet", "--views.global_size", "[32,24]", "--views.local_size", "[16,12]"]
 OPTIONS = [*TINY, "--precision", "fp32", "--data.workers", "0", "--eval.label", "finding", "--optim.lr", "1e-3"]
@@ -89,7 +89,7 @@ def test_the_best_score_and_the_baselines_outlive_the_process(shards, monkeypatc
     first = Training(shards, "--eval.every", "3")
     first.run(first.knn())
     again = Training(shards, "--eval.every", "3")
-    monkeypatch.setattr("pretrain.knn.untrained_features", None)  # they need not be computed again
+    monkeypatch.setattr("pretrain.evaluation.online_knn.untrained_features", None)  # they need not be computed again
     better = [line | {"knn": 1.0} if "knn" in line else line for line in first.lines]
     again.run(again.knn(better, kept=3))
     assert not again.kept
@@ -159,8 +159,10 @@ def timed(shards, monkeypatch):
     training, clock = Training(shards), Clock()
     training.labelled = [Sized([500])]
     training.labelled[0].checksum = ""
-    monkeypatch.setattr("pretrain.knn.time", clock)
-    monkeypatch.setattr("pretrain.knn.embed", lambda backbone, images, *_: clock.pass_(0.01 * len(images)))
+    monkeypatch.setattr("pretrain.evaluation.online_knn.time", clock)
+    monkeypatch.setattr(
+        "pretrain.evaluation.online_knn.embed", lambda backbone, images, *_: clock.pass_(0.01 * len(images))
+    )
 
     def knn(total):
         monkeypatch.setattr(training.trainer, "total", total)
@@ -205,9 +207,9 @@ def test_scores_and_baselines_together_take_less_than_3_percent(total, timed, mo
 
 def test_a_score_that_took_longer_makes_the_next_ones_rarer(shards, monkeypatch):
     training, clock = Training(shards, "--steps", "40"), Clock()
-    monkeypatch.setattr("pretrain.knn.time", clock)
+    monkeypatch.setattr("pretrain.evaluation.online_knn.time", clock)
     knn = training.knn([{"step": 0, "knn_every": 3}])
-    monkeypatch.setattr("pretrain.knn.embed", lambda *given: (clock.pass_(0.095), embed(*given))[1])
+    monkeypatch.setattr("pretrain.evaluation.online_knn.embed", lambda *given: (clock.pass_(0.095), embed(*given))[1])
     lines = [knn.take(line_of(step)) for step in range(20)]
     assert [step for step, line in enumerate(lines) if "knn" in line] == [2, 9, 19]
     assert lines[2]["knn_every"] == knn.every == 10  # 0.095 s is 1 % of 9.5 steps of 1 s
@@ -243,7 +245,7 @@ def test_left_out_it_scores_as_often_as_the_run_affords(seconds, every, shards):
 def test_patients_too_few_to_score_end_the_scores_and_not_the_run(shards, monkeypatch, capsys):
     one = load_labelled([ShardSet(shards / "holdout")], "finding", (32, 24))
     one = one._replace(patients=np.full_like(one.patients, one.patients[0]))
-    monkeypatch.setattr("pretrain.knn.load_labelled", lambda *_: one)
+    monkeypatch.setattr("pretrain.evaluation.online_knn.load_labelled", lambda *_: one)
     training = Training(shards, "--eval.every", "2")
     training.run(knn := training.knn())
     assert knn.every == 0
@@ -259,7 +261,7 @@ def test_a_lost_server_costs_a_score_and_not_the_run(shards, monkeypatch, capsys
             raise ShardError(lost.pop())
         return load_labelled(*arguments)
 
-    monkeypatch.setattr("pretrain.knn.load_labelled", load)
+    monkeypatch.setattr("pretrain.evaluation.online_knn.load_labelled", load)
     training = Training(shards, "--eval.every", "2")
     training.run(training.knn())
     assert [line["step"] for line in training.lines if "knn" in line] == [5]
@@ -271,7 +273,7 @@ def test_a_lost_server_costs_a_score_and_not_the_run(shards, monkeypatch, capsys
 def test_crops_of_one_class_end_the_scores_and_not_the_run(shards, monkeypatch, capsys):
     one = load_labelled([ShardSet(shards / "holdout")], "finding", (32, 24))
     one = one._replace(labels=np.full_like(one.labels, one.labels[0]))
-    monkeypatch.setattr("pretrain.knn.load_labelled", lambda *_: one)
+    monkeypatch.setattr("pretrain.evaluation.online_knn.load_labelled", lambda *_: one)
     training = Training(shards, "--eval.every", "2")
     training.run(training.knn())
     assert not training.kept

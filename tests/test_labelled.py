@@ -8,13 +8,13 @@ import cv2
 import numpy as np
 import pytest
 
-from data_shards.shard_set import ShardSet
-from data_shards.stream import CorruptError, ShardError
-from pretrain.config import Config, DataConfig, EvalConfig
-from pretrain.evaluate import EvaluationError, check_label, load_labelled
-from pretrain.scores import labelled_sets
-from pretrain.shards import shard_cache
-from pretrain.specimens import specimens
+from data_shards.shards.shard_set import ShardSet
+from data_shards.shards.stream import CorruptError, ShardError
+from pretrain.config.schema import Config, DataConfig, EvalConfig
+from pretrain.data.shard_sets import shard_cache
+from pretrain.evaluation.final_knn import labelled_sets
+from pretrain.evaluation.knn import EvaluationError, check_label, load_labelled
+from pretrain.report.sample_crops import specimens
 
 SIZE = (32, 24)
 

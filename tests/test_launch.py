@@ -9,7 +9,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from processes import LAUNCHED, LAUNCHER, ROOT, smoke
 
-from pretrain.started import mistake_at_start
+from pretrain.launch_check import mistake_at_start
 
 FILES = sorted((ROOT / "launch").glob("*.yaml"))
 TABLE = (ROOT / "launch" / "README.md").read_text()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from annotations_fixture import HEIGHT, WIDTH, assert_teeth, mask, packed, radiograph, saved, scan, teeth
 
-from data_shards.masks import may_be_mask, read_mask
+from data_shards.decode.mask_parts import may_be_mask, read_mask
 
 SEEDS = (0, 1, 2)
 

@@ -14,10 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.config import Config, MethodConfig, OptimConfig
-from pretrain.heads import proj_head
-from pretrain.loss import centered_targets, dino_loss, entropy, koleo_loss, sinkhorn_targets, updated_center
-from pretrain.monitors import (
+from pretrain.config.schema import Config, MethodConfig, OptimConfig
+from pretrain.method.diagnostics import (
     ROWS,
     feature_monitors,
     feature_std,
@@ -27,10 +25,12 @@ from pretrain.monitors import (
     step_monitors,
     weight_monitors,
 )
-from pretrain.rates import rates_at
-from pretrain.schedules import cosine, ramp, warmup_cosine
-from pretrain.student_teacher import Network, ema_update, parameter_groups, teacher_of
-from pretrain.trainer import step_seed
+from pretrain.method.losses import centered_targets, dino_loss, entropy, koleo_loss, sinkhorn_targets, updated_center
+from pretrain.method.schedules import cosine, ramp, warmup_cosine
+from pretrain.method.step_rates import rates_at
+from pretrain.method.trainer import step_seed
+from pretrain.models.projection_head import proj_head
+from pretrain.models.student_teacher import Network, ema_update, parameter_groups, teacher_of
 
 
 def softmax64(x: np.ndarray) -> np.ndarray:

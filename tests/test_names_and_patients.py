@@ -9,7 +9,7 @@ from annotations_fixture import assert_teeth, coco, packed, samples_in, scan, sh
 from planted import dicom
 
 from data_shards.__main__ import main
-from data_shards.spelling import subset_words
+from data_shards.annotations.spelling import subset_words
 
 SEEDS = (0, 1, 2)
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.fft import dctn
 
-from data_shards.near import BITS, WITHIN, near_pairs, perceptual_hash
-from data_shards.phantom import render_radiograph
+from data_shards.pack.perceptual_hash import BITS, WITHIN, near_pairs, perceptual_hash
+from data_shards.phantom.render import render_radiograph
 
 STRANGERS = 60
 

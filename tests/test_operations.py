@@ -29,10 +29,10 @@ from augment import (
     stacked,
 )
 from augment.__main__ import RUN_RECIPES, recipe_views
-from augment.depth import checked, from_unit, unit
-from augment.operations import GRAINS, WINDOW
+from augment.gray_levels import checked, from_unit, unit
+from augment.intensity import GRAINS, WINDOW
+from augment.multicrop import operations
 from augment.transforms import Operation
-from augment.views import operations
 
 OPERATIONS = [Unsharpness, Motion, QuantumNoise, LocalContrast, Sharpening, Tone, CollimatorEdge, BurnedInText]
 DEPTHS = {"uint8": (np.uint8, 255), "uint16": (np.uint16, 65535), "float32": (np.float32, 1)}

@@ -22,17 +22,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_shards.convert import encode_png
-from data_shards.crops import CropError, cut, region
+from data_shards.annotations.formats.yolo_rows import RowError, corners_of, decide, numbers_in
+from data_shards.annotations.labels import LabelList, tooth_in, tooth_labels
+from data_shards.decode.radiograph import RadiographError, decode
 from data_shards.errors import PackError
-from data_shards.ids import Key, load_key, locate, remember, table_beside
-from data_shards.index import index_shards
-from data_shards.labels import LabelList, tooth_in, tooth_labels
-from data_shards.pack import PackConfig, pack
-from data_shards.radiograph import RadiographError, decode
-from data_shards.shard_set import ShardSet
-from data_shards.verify import verify
-from data_shards.yolo_rows import RowError, corners_of, decide, numbers_in
+from data_shards.inspect.verify import verify
+from data_shards.pack.crop import CropError, cut, region
+from data_shards.pack.crop_job import encode_png
+from data_shards.pack.pipeline import PackConfig, pack
+from data_shards.pseudonyms import Key, load_key, locate, remember, table_beside
+from data_shards.shards.shard_set import ShardSet
+from data_shards.shards.tar_index import index_shards
 
 KEY = b"a public key for tests"
 NAME = "Zebulon-Quasimodo"  # planted wherever a patient's name can hide
@@ -251,7 +251,7 @@ def test_the_keys_owner_can_locate_every_rejected_input(tmp_path):
 def test_a_table_of_ids_that_cannot_grow_is_named(tmp_path):
     code = (
         "import resource, pathlib\n"
-        "from data_shards.ids import remember\n"
+        "from data_shards.pseudonyms import remember\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
         f"remember(pathlib.Path({str(tmp_path / 'table')!r}), [(str(i) * 16, 'file', 'x') for i in range(9)])"
     )
@@ -704,7 +704,10 @@ def test_settings_that_cannot_be(tmp_path, options, words):
 def test_a_pack_killed_anywhere_leaves_nothing_that_looks_finished(tmp_path):
     source = zipped(tmp_path / "a.zip", {f"{i}.png": saved(image(i, (300, 400))) for i in range(60)})
     out = tmp_path / "out"
-    code = f"from data_shards.pack import *\npack(PackConfig([{str(source)!r}], {str(out)!r}, key={KEY!r}, quiet=True))"
+    code = (
+        "from data_shards.pack.pipeline import *\n"
+        f"pack(PackConfig([{str(source)!r}], {str(out)!r}, key={KEY!r}, quiet=True))"
+    )
     finished = 0
     for delay in (0.05, 0.15, 0.3):
         child = subprocess.Popen([sys.executable, "-c", code])

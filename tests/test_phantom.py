@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_shards.phantom import (
+from data_shards.phantom.anatomy import Tooth, draw_jaw
+from data_shards.phantom.render import (
     CROP_ASPECT,
     FINDINGS,
     MATERIALS,
@@ -24,8 +25,7 @@ from data_shards.phantom import (
     render_radiograph,
     write_archive,
 )
-from data_shards.phantom_anatomy import Tooth, draw_jaw
-from data_shards.phantom_solids import tooth_paths
+from data_shards.phantom.solids import tooth_paths
 
 TYPES = (0, 0, 1, 2, 2, 3, 3, 3)  # incisor, canine, premolar, molar by the last digit of the FDI number
 PATIENTS = 400

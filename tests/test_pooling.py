@@ -7,9 +7,9 @@ import sys
 import pytest
 from processes import ROOT
 
-from downstream import probe
 from downstream.config import KnnConfig
-from downstream.weights import load_weights
+from downstream.features.weights import load_weights
+from downstream.tasks import probe
 
 sys.path.append(str(ROOT / "benchmarks"))
 pooling = importlib.import_module("pooling")

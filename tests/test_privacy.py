@@ -49,8 +49,8 @@ from planted import (
 )
 
 from data_shards.__main__ import main
-from data_shards.shard_set import ShardSet
-from data_shards.vocabulary import is_dental
+from data_shards.dental_terms import is_dental
+from data_shards.shards.shard_set import ShardSet
 
 
 def spellings(secret):

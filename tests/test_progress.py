@@ -4,7 +4,7 @@ import io
 import os
 import re
 
-from pretrain.progress import COLUMNS, Progress, _duration
+from pretrain.monitoring.progress_line import COLUMNS, Progress, _duration
 
 
 def told(steps, seconds, total, tty=False, verdict=None, **figures):

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_shards import depth, images, radiograph
-from data_shards.depth import DEPTHS, depth_of, highest_eight
-from data_shards.radiograph import RadiographError, decode, frames, looks_like_image
+from data_shards.decode import bit_depth as depth
+from data_shards.decode import radiograph, raster
+from data_shards.decode.bit_depth import DEPTHS, depth_of, highest_eight
+from data_shards.decode.radiograph import RadiographError, decode, frames, looks_like_image
 
 
 def ramp(bits=8, shape=(40, 56)):
@@ -346,7 +347,7 @@ def test_pages_of_other_depths_and_orientations_and_small_copies():
 
 
 def test_pages_beyond_the_limit_and_in_circles_end(monkeypatch):
-    from data_shards import tiff as tiff_module
+    from data_shards.decode import tiff as tiff_module
 
     monkeypatch.setattr(tiff_module, "MAX_FRAMES", 3)
     raw = pages(*[(ramp(), {})] * 5)
@@ -548,7 +549,7 @@ def test_formats_are_the_ones_that_hold_radiographs():
     image = Image.fromarray(ramp()).convert("RGB")
     for kind in ("ico", "pcx", "tga", "eps"):
         assert "not an image" in reason(saved(image, kind)), kind
-    assert set(images.FORMATS) == {"PNG", "JPEG", "BMP", "WEBP", "JPEG2000", "GIF", "PPM"}
+    assert set(raster.FORMATS) == {"PNG", "JPEG", "BMP", "WEBP", "JPEG2000", "GIF", "PPM"}
 
 
 def test_sixteen_declared_bits_tell_of_the_container_only():

@@ -24,14 +24,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loopback import LoopbackServer
 
-from data_shards import cache as caching
-from data_shards import remote
-from data_shards.cache import ShardCache
 from data_shards.errors import ShardError
-from data_shards.index import INDEX_DTYPE
-from data_shards.pack import PackConfig, pack
-from data_shards.remote import RemoteFile, Url
-from data_shards.shard_set import ShardSet
+from data_shards.pack.pipeline import PackConfig, pack
+from data_shards.shards import cache as caching
+from data_shards.shards import remote
+from data_shards.shards.cache import ShardCache
+from data_shards.shards.remote import RemoteFile, Url
+from data_shards.shards.shard_set import ShardSet
+from data_shards.shards.tar_index import INDEX_DTYPE
 
 ROOM = 10**9
 ENVIRONMENT = {
@@ -452,8 +452,8 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from data_shards import remote
-from data_shards.cache import ShardCache
-from data_shards.shard_set import ShardSet
+from data_shards.shards.cache import ShardCache
+from data_shards.shards.shard_set import ShardSet
 address, folder, own, size = sys.argv[1:]
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), int(size)))
 samples, local = ShardSet(address, ShardCache(Path(folder), 10**9, 5)), ShardSet(own)
@@ -617,8 +617,8 @@ def cache_files(samples):
 ENDING = """
 import sys
 from pathlib import Path
-from data_shards.cache import ShardCache
-from data_shards.shard_set import ShardSet
+from data_shards.shards.cache import ShardCache
+from data_shards.shards.shard_set import ShardSet
 samples = ShardSet(sys.argv[1], ShardCache(Path(sys.argv[2]), 10**9, 300))
 samples.prefetch(range(len(samples.shard_sizes)))
 import time; time.sleep(0.3)

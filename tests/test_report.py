@@ -10,17 +10,17 @@ from crops_fixture import TINY, packed, written
 from released import released
 
 from augment import ViewConfig
-from data_shards.shard_set import ShardSet
-from pretrain import pictures
+from data_shards.shards.shard_set import ShardSet
 from pretrain.__main__ import main
-from pretrain.backbones import RELEASED, build_backbone
-from pretrain.config import Config, DataConfig
-from pretrain.curves import curves_on_page
-from pretrain.evaluate import embed, unit
-from pretrain.feature_maps import activation_maps, at_size, attention_maps, feature_maps, larger, pca_colours
-from pretrain.report import Report, summary_rows
-from pretrain.run_folder import RunFolder
-from pretrain.specimens import examples, specimens
+from pretrain.config.schema import Config, DataConfig
+from pretrain.evaluation.knn import embed, unit
+from pretrain.models.backbones import RELEASED, build_backbone
+from pretrain.report import figures
+from pretrain.report.curves import curves_on_page
+from pretrain.report.feature_maps import activation_maps, at_size, attention_maps, feature_maps, larger, pca_colours
+from pretrain.report.page import Report, summary_rows
+from pretrain.report.sample_crops import examples, specimens
+from pretrain.runs.run_folder import RunFolder
 
 SMALL = (64, 48)
 LINES = [
@@ -97,9 +97,9 @@ def test_maps_of_every_released_backbone(name, crops):
     maps = feature_maps(backbone, crops.inputs[:2], 0.5, 0.25)
     assert maps.shape[1:] == (*maps.shape[1:3], RELEASED[name].channels)
     assert backbone.training
-    page = pictures.maps(crops, backbone, Config(backbone=name, views=ViewConfig(global_size=SMALL)))
+    page = figures.maps(crops, backbone, Config(backbone=name, views=ViewConfig(global_size=SMALL)))
     columns = 5 + (8 if name == "vit" else 0)
-    assert images_of(page) == columns * pictures.MAPPED
+    assert images_of(page) == columns * figures.MAPPED
     height, width = larger(backbone, SMALL)
     assert f"{height} × {width} px" in page
     assert min(height, width) / backbone.m.feature_info.reduction()[-1] >= 6
@@ -107,14 +107,14 @@ def test_maps_of_every_released_backbone(name, crops):
 
 def test_neighbours_are_of_other_patients(crops):
     features = unit(np.random.default_rng(0).normal(size=(len(crops.labels), 5)))
-    nearest = pictures._nearest(features, crops.patients)
-    assert nearest.shape == (len(crops.labels), pictures.NEIGHBOURS)
+    nearest = figures._nearest(features, crops.patients)
+    assert nearest.shape == (len(crops.labels), figures.NEIGHBOURS)
     assert not (crops.patients[nearest] == crops.patients[:, None]).any()
     closest = features @ features[0]
     closest[crops.patients == crops.patients[0]] = -1
-    assert nearest[0].tolist() == np.argsort(-closest)[: pictures.NEIGHBOURS].tolist()
+    assert nearest[0].tolist() == np.argsort(-closest)[: figures.NEIGHBOURS].tolist()
     alone = crops._replace(patients=np.full(len(crops.labels), "p"))
-    assert "one patient" in pictures.neighbours(alone, features)
+    assert "one patient" in figures.neighbours(alone, features)
 
 
 def test_examples_take_labels_and_patients_in_turn(crops):
@@ -325,8 +325,8 @@ def test_k_nn_that_the_weights_of_init_have_too_is_remarked(after, remark):
 
 def test_a_map_of_crops_is_the_same_each_time_and_needs_no_label(crops):
     features = unit(embed(build_backbone(TINY), crops.inputs, 0.5, 0.25))
-    one = pictures.embedding(crops, features)
-    assert one == pictures.embedding(crops, features)
+    one = figures.embedding(crops, features)
+    assert one == figures.embedding(crops, features)
     assert one.count("<circle") == 2 * len(crops.labels)
     bare = crops._replace(labels=np.full(len(crops.labels), ""), label="")
-    assert "carry no label" in pictures.embedding(bare, features)
+    assert "carry no label" in figures.embedding(bare, features)

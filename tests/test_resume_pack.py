@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_shards.__main__ import main
-from data_shards.convert import Converted, Frame
 from data_shards.errors import PackError
-from data_shards.journal import JOURNAL, SPOOL, Journal
-from data_shards.pack import PackConfig, pack
-from data_shards.shard_set import ShardSet
-from data_shards.verify import verify
+from data_shards.inspect.verify import verify
+from data_shards.pack.crop_job import Converted, Frame
+from data_shards.pack.pipeline import PackConfig, pack
+from data_shards.pack.resume_log import JOURNAL, SPOOL, Journal
+from data_shards.shards.shard_set import ShardSet
 
 KEY = "a public key for tests"
 COUNT = 24
@@ -100,13 +100,13 @@ def test_killed_again_and_again_a_pack_ends_in_the_same_bytes(clinic):
 
 
 LATE = [  # where shards are written and the folder gets its name, in order
-    "data_shards.settle.write_index",
-    "data_shards.settle.tally",
-    "data_shards.settle.write_manifest",
-    "data_shards.pack.remember",
-    "data_shards.pack.finish",
-    "data_shards.unfinished._sync",
-    "data_shards.unfinished._worth_keeping",  # the folder has its name, and its workplace is still there
+    "data_shards.pack.finalize.write_index",
+    "data_shards.pack.finalize.tally",
+    "data_shards.pack.finalize.write_manifest",
+    "data_shards.pack.pipeline.remember",
+    "data_shards.pack.pipeline.finish",
+    "data_shards.pack.work_dir._sync",
+    "data_shards.pack.work_dir._worth_keeping",  # the folder has its name, and its workplace is still there
 ]
 
 
@@ -215,7 +215,7 @@ def test_what_a_journal_gives_back_is_what_was_kept(tmp_path_factory, crops, dam
 
 
 def test_ctrl_c_says_that_the_same_command_goes_on(clinic, capsys, monkeypatch):
-    monkeypatch.setattr("data_shards.pack.settle", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("data_shards.pack.pipeline.settle", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(SystemExit) as stop:
         main(command(clinic)[3:])
     assert stop.value.code == 130

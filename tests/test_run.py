@@ -29,13 +29,13 @@ from processes import (
     wait_for,
 )
 
-from data_shards.pack import PackConfig, pack
-from data_shards.shard_set import ShardSet
+from data_shards.pack.pipeline import PackConfig, pack
+from data_shards.shards.shard_set import ShardSet
 from pretrain.__main__ import RECIPES, VIEWS, main, read_command_line
-from pretrain.backbones import build_backbone
-from pretrain.combined import load_combined
-from pretrain.heads import proj_head
-from pretrain.run_folder import RunFolder
+from pretrain.checkpoints.combined import load_combined
+from pretrain.models.backbones import build_backbone
+from pretrain.models.projection_head import proj_head
+from pretrain.runs.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from processes import ENVIRONMENT, LAUNCHED, PYTHON, ROOT
 
-from pretrain.batchnorm import exported
-from pretrain.config import Config
-from pretrain.heads import proj_head
-from pretrain.student_teacher import Network
+from pretrain.config.schema import Config
+from pretrain.models.batchnorm import exported
+from pretrain.models.projection_head import proj_head
+from pretrain.models.student_teacher import Network
 
 
 def first_step(processes: int, shards, out, *more) -> dict:

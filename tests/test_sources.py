@@ -27,12 +27,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_shards import limits
 from data_shards.__main__ import main
 from data_shards.errors import MemberError, PackError
-from data_shards.ids import Key, locate
-from data_shards.pack import PackConfig, pack
-from data_shards.sources import open_sources
+from data_shards.pack.pipeline import PackConfig, pack
+from data_shards.pseudonyms import Key, locate
+from data_shards.sources import limits
+from data_shards.sources.source import open_sources
 
 FILES = {"a.png": b"\x89PNG first", "deep/b.txt": b"0 0.5 0.5 1 1\n" * 40, "deep/c.bin": bytes(range(256)) * 9}
 

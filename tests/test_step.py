@@ -14,12 +14,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from augment.config import ViewConfig
-from pretrain.config import Config, DataConfig, MethodConfig, OptimConfig
-from pretrain.heads import proj_head
-from pretrain.monitors import MONITOR_EVERY, trained_weights
-from pretrain.rates import rates_at
-from pretrain.student_teacher import Network, teacher_of
-from pretrain.trainer import Trainer
+from pretrain.config.schema import Config, DataConfig, MethodConfig, OptimConfig
+from pretrain.method.diagnostics import MONITOR_EVERY, trained_weights
+from pretrain.method.step_rates import rates_at
+from pretrain.method.trainer import Trainer
+from pretrain.models.projection_head import proj_head
+from pretrain.models.student_teacher import Network, teacher_of
 
 STEPS, BATCH, K = 8, 12, 10
 
@@ -162,7 +162,7 @@ def trainer_of(config: Config, monkeypatch, precision: str | None = None) -> Tra
     with torch.no_grad():
         for p in student.proj_head.parameters():
             p.mul_(10 if p.ndim > 1 and p.requires_grad else 1)
-    monkeypatch.setattr("pretrain.trainer.build_networks", lambda _: (student, teacher_of(student)))
+    monkeypatch.setattr("pretrain.method.trainer.build_networks", lambda _: (student, teacher_of(student)))
     trainer = Trainer(config, Accelerator(cpu=True, mixed_precision=precision), range(1000))
     trainer.trained = trainer.student
     return trainer

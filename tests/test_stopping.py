@@ -22,8 +22,8 @@ from processes import (
     wait_for,
 )
 
-from pretrain.peers import Peers, Sign, is_running
-from pretrain.watchdog import Watchdog
+from pretrain.runtime.heartbeats import Peers, Sign, is_running
+from pretrain.runtime.watchdog import Watchdog
 
 STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STARTED: list = []

@@ -16,10 +16,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from stand_ins import Sized
 
-from data_shards import shard_set
-from data_shards.index import INDEX_DTYPE, index_shards, walk_tar
-from data_shards.pack import PackConfig, pack
-from data_shards.stream import Address, ShardError, ShardSet, Stream, epoch_order
+from data_shards.pack.pipeline import PackConfig, pack
+from data_shards.shards import shard_set
+from data_shards.shards.stream import Address, ShardError, ShardSet, Stream, epoch_order
+from data_shards.shards.tar_index import INDEX_DTYPE, index_shards, walk_tar
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 

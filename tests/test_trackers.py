@@ -20,10 +20,10 @@ from processes import FORKED, LAUNCHED, complete_lines, kill, smoke, start, wait
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
-from pretrain.config import Config
-from pretrain.facts import shareable
-from pretrain.identity import HARMLESS
-from pretrain.trackers import PROJECT, TrackerError, Trackers, check_trackers
+from pretrain.checkpoints.metadata import shareable
+from pretrain.config.schema import Config
+from pretrain.monitoring.trackers import PROJECT, TrackerError, Trackers, check_trackers
+from pretrain.runs.resume_check import HARMLESS
 
 ABSENT = next(name for name in LOGGER_TYPE_TO_CLASS if importlib.util.find_spec(name) is None)
 TENSORBOARD = ("--log-with", "tensorboard")

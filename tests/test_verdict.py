@@ -15,16 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import FORKED, LAUNCHED, logged, run
 
-from data_shards.stream import ShardSet, Stream
+from data_shards.shards.stream import ShardSet, Stream
 from pretrain.__main__ import read_command_line
-from pretrain.config import Config
-from pretrain.figures import fitted
-from pretrain.journal import read_metrics
-from pretrain.monitors import MONITOR_EVERY
-from pretrain.shards import phantom_shards
-from pretrain.symptoms import STILL
-from pretrain.trainer import Trainer
-from pretrain.verdict import Watch, judge, told
+from pretrain.config.schema import Config
+from pretrain.data.shard_sets import phantom_shards
+from pretrain.method.diagnostics import MONITOR_EVERY
+from pretrain.method.trainer import Trainer
+from pretrain.monitoring.diagnosis import Watch, judge, told
+from pretrain.monitoring.rules import STILL
+from pretrain.monitoring.run_statistics import fitted
+from pretrain.runs.metrics_log import read_metrics
 
 TOTAL = 2000
 

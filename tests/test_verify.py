@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_shards import verify as verifying
-from data_shards.describe import describe
-from data_shards.manifest import read_manifest, sealed, stated
-from data_shards.pack import PackConfig, pack
-from data_shards.verify import verify
+from data_shards.inspect import verify as verifying
+from data_shards.inspect.summary_text import describe
+from data_shards.inspect.verify import verify
+from data_shards.pack.pipeline import PackConfig, pack
+from data_shards.shards.manifest import read_manifest, sealed, stated
 
 
 @pytest.fixture(scope="module")

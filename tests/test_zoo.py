@@ -10,29 +10,31 @@ import torch
 from released import released
 from torch import nn
 
-from downstream import zoo
+from downstream import released_files
 from downstream.__main__ import main
 from pretrain import build_backbone, proj_head, save_combined
-from pretrain.backbones import RELEASED
+from pretrain.models.backbones import RELEASED
 
 README = Path(__file__).parent.parent.parent / "shared" / "released-readme.md"
 """The release's README, where it lies beside the checkout: its very blocks are run then."""
 
 
 def test_every_released_checkpoint_is_listed_once(capsys):
-    assert len(zoo.CHECKPOINTS) == 16
-    assert {p.backbone for p in zoo.CHECKPOINTS.values()} == set(RELEASED)
-    assert all(p.megabytes == RELEASED[p.backbone].megabytes for p in zoo.CHECKPOINTS.values())
-    checksums = [md5 for p in zoo.FILES.values() for md5 in p.md5]
+    assert len(released_files.CHECKPOINTS) == 16
+    assert {p.backbone for p in released_files.CHECKPOINTS.values()} == set(RELEASED)
+    assert all(p.megabytes == RELEASED[p.backbone].megabytes for p in released_files.CHECKPOINTS.values())
+    checksums = [md5 for p in released_files.FILES.values() for md5 in p.md5]
     assert len(set(checksums)) == len(checksums) == 16 + 6 + 2
     assert all(re.fullmatch("[0-9a-f]{32}", md5) for md5 in checksums)
-    assert {p.name for p in zoo.FILES.values() if len(p.md5) == 2} == {n for n in zoo.FILES if n.startswith("0_")}
-    assert {p.mix for p in zoo.CHECKPOINTS.values()} == {"public", "internal", "combined"}
+    assert {p.name for p in released_files.FILES.values() if len(p.md5) == 2} == {
+        n for n in released_files.FILES if n.startswith("0_")
+    }
+    assert {p.mix for p in released_files.CHECKPOINTS.values()} == {"public", "internal", "combined"}
     main(["zoo", "list"])
     shown = capsys.readouterr().out
-    assert all(name in shown for name in zoo.FILES)
+    assert all(name in shown for name in released_files.FILES)
     assert all(md5 in shown for md5 in checksums)
-    assert zoo.DOI in shown
+    assert released_files.DOI in shown
 
 
 # The release's README is not ours to commit; the same facts stand in zoo.FILES, which the tests below use everywhere.
@@ -40,7 +42,9 @@ def test_every_released_checkpoint_is_listed_once(capsys):
 def test_sizes_and_checksums_are_those_of_the_releases_readme():
     rows = re.findall(r"- [`*]+([^`*]+\.(?:pth|7z))[`*]+ — \*([\d.]+) MB\*, `md5: (\w+)`", README.read_text())
     assert len(rows) == 18
-    assert rows == [(p.name, f"{p.megabytes:.2f}", p.md5[0]) for name, _, _ in rows for p in [zoo.FILES[name]]]
+    assert rows == [
+        (p.name, f"{p.megabytes:.2f}", p.md5[0]) for name, _, _ in rows for p in [released_files.FILES[name]]
+    ]
 
 
 @pytest.fixture
@@ -49,7 +53,7 @@ def published(tmp_path, monkeypatch):
     versions = [bytes([i]) * 300_000 for i in (1, 2)]
     checksums = tuple(hashlib.md5(v).hexdigest() for v in versions)
     name = "0_vit_public_ssl.pth"
-    monkeypatch.setitem(zoo.FILES, name, zoo.FILES[name]._replace(megabytes=0.3, md5=checksums))
+    monkeypatch.setitem(released_files.FILES, name, released_files.FILES[name]._replace(megabytes=0.3, md5=checksums))
     return name, versions
 
 
@@ -60,7 +64,7 @@ def test_a_published_file_is_known_whatever_it_is_called(called, published, tmp_
         (tmp_path / called).write_bytes(version)
         main(["zoo", "verify", str(tmp_path / called)])
         line = capsys.readouterr().out
-        for words in ("0_vit_public_ssl.pth of the release", "vit, public data", said, zoo.DOI):
+        for words in ("0_vit_public_ssl.pth of the release", "vit, public data", said, released_files.DOI):
             assert words in line
 
 
@@ -77,7 +81,14 @@ def test_a_wrong_checksum_under_a_known_name_is_an_error(published, tmp_path, ca
     path.write_bytes(versions[0][:-1] + b"x")
     (tmp_path / "own.pth").write_bytes(b"mine")
     said = refused(capsys, "zoo", "verify", path, tmp_path / "own.pth", tmp_path / "absent.pth")
-    for words in ("3 of 3", name, "not what its name says", zoo.DOI, "own.pth is none of the published", "absent.pth"):
+    for words in (
+        "3 of 3",
+        name,
+        "not what its name says",
+        released_files.DOI,
+        "own.pth is none of the published",
+        "absent.pth",
+    ):
         assert words in said
     backbone = build_backbone("ghostnetv3")
     save_combined(path, backbone, proj_head(160))  # a readable file does not help

@@ -5,7 +5,7 @@ import signal
 import sys
 
 from downstream import __main__ as command
-from downstream import sources
+from downstream.data import sources
 
 
 def struck(_settings: object) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from downstream.classifier import plan, predict, train_classifier
 from downstream.config import FinetuneConfig
-from downstream.crops import find_crops
-from downstream.finetune import processes
-from downstream.labelled import shuffled
-from downstream.weights import load_weights
+from downstream.data.crops import find_crops
+from downstream.data.labelled_views import shuffled
+from downstream.features.weights import load_weights
+from downstream.tasks.classifier import plan, predict, train_classifier
+from downstream.tasks.finetune import processes
 
 
 def report(accelerator, shards, checkpoint):

@@ -10,10 +10,10 @@ import torch
 from accelerate import Accelerator
 from test_step import BATCH, STEPS, Reference, configuration, drawn_views, trainer_of
 
-from pretrain.config import Config
-from pretrain.loss import koleo_loss, sinkhorn_targets
-from pretrain.rates import rates_at
-from pretrain.trainer import MEASURED, Trainer
+from pretrain.config.schema import Config
+from pretrain.method.losses import koleo_loss, sinkhorn_targets
+from pretrain.method.step_rates import rates_at
+from pretrain.method.trainer import MEASURED, Trainer
 
 accelerator = Accelerator(cpu=True)
 assert accelerator.num_processes == 2
