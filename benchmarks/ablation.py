@@ -23,7 +23,6 @@ from runs import ROOT, train
 
 from data_shards.shards.remote import Url
 from pretrain.__main__ import MISTAKES, read_command_line
-from pretrain.checkpoints.weights_io import replace_atomically
 from pretrain.config.schema import Config
 from pretrain.data.shard_sets import open_sets, shard_cache
 from pretrain.evaluation.final_knn import labelled_sets
@@ -32,6 +31,7 @@ from pretrain.runs.resume_check import HARMLESS
 from pretrain.runs.run_folder import RunFolder, flat
 from pretrain.runtime.precision import resolve_threads
 from tooth_foundations.core.cli import UserError, fail
+from tooth_foundations.core.files import replace_atomically
 
 
 def _off(*names: str) -> list[str]:

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from pretrain.models.backbones import RELEASED, build_backbone
+from pretrain.config.released_backbones import RELEASED
+from pretrain.models.backbones import build_backbone
 
 GLOBAL, LOCAL = 2, 8  # views of a crop
 

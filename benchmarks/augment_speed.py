@@ -30,9 +30,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from augment import MultiCrop, ViewConfig
 from data_shards.shards.shard_set import ShardSet
+from pretrain.config.released_backbones import RELEASED
 from pretrain.config.schema import Config, DataConfig
 from pretrain.data.shard_sets import phantom_shards
-from pretrain.models.backbones import RELEASED, build_backbone
+from pretrain.models.backbones import build_backbone
 
 H100_PEAK = 989e12  # dense bf16 FLOP/s of the SXM board, from its data sheet
 UTILISATION = {

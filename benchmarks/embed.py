@@ -20,7 +20,7 @@ from downstream.config import CropsConfig, readers
 from downstream.data.crops import Crops, find_crops
 from downstream.features.embedded_crops import Resized, batches, embed_crops
 from downstream.features.weights import Weights, load_weights
-from pretrain.evaluation.knn import embed
+from pretrain.evaluation.embed import embed
 
 
 def main() -> None:

@@ -38,11 +38,12 @@ from downstream.tasks.classifier import plan, predict, train_classifier
 from downstream.tasks.probe import choose_l2, fit_predict
 from downstream.tasks.tuner import Tuner, class_weights
 from pretrain.__main__ import MISTAKES
-from pretrain.checkpoints.weights_io import replace_atomically
-from pretrain.data.multicrop_loader import normalised
-from pretrain.evaluation.knn import PIXELS, pixel_features
+from pretrain.evaluation.embed import pixel_features
+from pretrain.evaluation.labelled_crops import PIXELS
 from pretrain.models.backbones import Backbone, build_backbone
+from pretrain.models.normalization import normalised
 from tooth_foundations.core.cli import UserError, fail
+from tooth_foundations.core.files import replace_atomically
 
 BATCH = 64
 BEFORE_LAST = (4, 3)

@@ -23,7 +23,9 @@ from downstream.data.crops import Crops, find_crops
 from downstream.features.embedded_crops import random_backbone
 from downstream.features.weights import Weights, load_weights
 from pretrain.checkpoints.weights_io import CheckpointError
-from pretrain.evaluation.knn import PIXELS, balanced_accuracy, embed, knn_predict, pixel_features, unit
+from pretrain.evaluation.embed import embed, pixel_features, unit
+from pretrain.evaluation.knn import balanced_accuracy, knn_predict
+from pretrain.evaluation.labelled_crops import PIXELS
 from pretrain.models.backbones import Backbone, BackboneError
 from tooth_foundations.core.cli import fail
 

@@ -32,7 +32,6 @@ from downstream.features.weights import load_weights
 from downstream.tasks import probe
 from pretrain.__main__ import MISTAKES, read_command_line
 from pretrain.checkpoints.combined import save_combined
-from pretrain.checkpoints.weights_io import replace_atomically
 from pretrain.config.schema import Config
 from pretrain.models.backbones import build_backbone
 from pretrain.models.batchnorm import calibrate_batchnorm, calibration_crops
@@ -41,6 +40,7 @@ from pretrain.runs.metrics_log import read_metrics
 from pretrain.runs.run_folder import RunFolder
 from pretrain.runtime.precision import resolve_threads
 from tooth_foundations.core.cli import UserError, fail
+from tooth_foundations.core.files import replace_atomically
 
 RECIPE = ["--recipe", "small-cnn", "--views", "panoramic"]
 RECIPE += ["--eval.every", "0", "--eval.bank", "0", "--pictures", "false"]  # scored here

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from data_shards.errors import PackError, ShardError, counted, printable
+from data_shards.errors import PackError, ShardError
 from data_shards.inspect import preview as previewing
 from data_shards.inspect import summary_text as describing
 from data_shards.inspect import verify as verifying
@@ -15,6 +15,7 @@ from data_shards.phantom.render import write_archive
 from data_shards.pseudonyms import default_key_file, locate, table_beside
 from data_shards.shards.shard_set import ShardSet
 from tooth_foundations.core.cli import end_quietly, fail, new_parser, read
+from tooth_foundations.core.text import counted, printable
 
 PROG = "python -m data_shards"
 

@@ -26,13 +26,3 @@ class NothingNewError(PackError):
 
 class MemberError(ValueError):
     """A member of a source that cannot be read. The message is a reason for the ledger and holds no name."""
-
-
-def counted(number: int, one: str, many: str = "") -> str:
-    """`1 text`, `2 texts`."""
-    return f"{number} {one if number == 1 else many or one + 's'}"
-
-
-def printable(text: str) -> str:
-    """A text with escapes for what a terminal cannot show or would obey: a name may be no text, or steer it."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

@@ -32,9 +32,9 @@ from downstream.reports.metrics import SCORES
 from downstream.tasks import curve as efficiency
 from downstream.tasks import finetune as tuning
 from downstream.tasks import probe
-from pretrain.checkpoints.weights_io import replace_atomically
 from pretrain.runtime.watchdog import PEER_LOST, WORKER_LOST, Watchdog
 from tooth_foundations.core.cli import end_quietly, fail, new_parser, one_line, read
+from tooth_foundations.core.files import replace_atomically
 
 PROG = "python -m downstream"
 MISTAKES = (Mistake, ViewError)

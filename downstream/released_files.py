@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from downstream.config import DownstreamError
-from pretrain.models.backbones import RELEASED
+from pretrain.config.released_backbones import RELEASED
 
 DOI = "10.5281/zenodo.17308747"
 """Where the files are, for a person to fetch: nothing is downloaded here."""

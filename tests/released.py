@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pretrain.models.backbones import RELEASED
+from pretrain.config.released_backbones import RELEASED
 
 # A transformer, a net full of BatchNorm, one with depthwise convolutions, one whose features are NHWC.
 UNLIKE = ("vit", "densenet121", "fastvit_t8", "mambaout_femto")

@@ -13,8 +13,9 @@ from processes import smoke
 
 from pretrain.__main__ import RECIPES, read_command_line
 from pretrain.config import auto
+from pretrain.config.released_backbones import RELEASED
 from pretrain.config.schema import Config, DataConfig, MethodConfig, OptimConfig
-from pretrain.models.backbones import RELEASED, BackboneError, build_backbone, check_view_size
+from pretrain.models.backbones import BackboneError, build_backbone, check_view_size
 
 CROPS = st.integers(1, 100_000_000)
 STEPS = st.integers(1, 10_000_000)

@@ -16,9 +16,10 @@ from augment.config import ViewConfig
 from data_shards.shards.stream import ShardSet, Stream
 from pretrain.checkpoints.combined import load_combined, save_combined
 from pretrain.checkpoints.weights_io import load_resume, save_resume
+from pretrain.config.released_backbones import RELEASED
 from pretrain.config.schema import Config, DataConfig
 from pretrain.method.trainer import Trainer
-from pretrain.models.backbones import RELEASED, BackboneError, build_backbone, check_width_for_bf16, freeze_unused
+from pretrain.models.backbones import BackboneError, build_backbone, check_width_for_bf16, freeze_unused
 from pretrain.models.projection_head import proj_head
 
 OTHERS = (

@@ -19,8 +19,9 @@ from stand_ins import Sized
 from data_shards.shards.remote import Url
 from data_shards.shards.stream import ShardError, ShardSet, Stream
 from pretrain.config.schema import Config, ConfigError, DataConfig
-from pretrain.data.multicrop_loader import SampleRecord, StepSampler, normalised, view_batches
+from pretrain.data.multicrop_loader import SampleRecord, StepSampler, view_batches
 from pretrain.data.shard_sets import check_cache
+from pretrain.models.normalization import normalised
 
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=6)
 

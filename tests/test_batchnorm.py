@@ -18,11 +18,13 @@ from data_shards.shards.stream import ShardSet, Stream
 from pretrain.checkpoints.combined import load_combined, save_combined
 from pretrain.checkpoints.init_weights import read_initial, start_from
 from pretrain.config.schema import Config, ConfigError, DataConfig
-from pretrain.data.multicrop_loader import normalised
-from pretrain.evaluation.knn import embed, knn_over_folds, load_labelled, unit
+from pretrain.evaluation.embed import embed, unit
+from pretrain.evaluation.knn import knn_over_folds
+from pretrain.evaluation.labelled_crops import load_labelled
 from pretrain.method.step_rates import rates_at
 from pretrain.method.trainer import Trainer
 from pretrain.models.batchnorm import calibration_crops, exported
+from pretrain.models.normalization import normalised
 from pretrain.models.student_teacher import Network, batchnorms, build_networks
 
 SIZE = (64, 48)

@@ -15,8 +15,9 @@ import pretrain
 from pretrain.checkpoints.combined import MismatchError, load_combined, read_combined, save_combined
 from pretrain.checkpoints.metadata import weights_facts
 from pretrain.checkpoints.weights_io import CheckpointError, load_resume, save_resume
+from pretrain.config.released_backbones import RELEASED
 from pretrain.config.schema import Config
-from pretrain.models.backbones import RELEASED, BackboneError, build_backbone, check_view_size
+from pretrain.models.backbones import BackboneError, build_backbone, check_view_size
 from pretrain.models.projection_head import proj_head
 
 HEAD_KEYS = [

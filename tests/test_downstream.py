@@ -28,7 +28,8 @@ from downstream.config import CropsConfig
 from downstream.exporters import export
 from downstream.tasks import probe
 from pretrain import build_backbone
-from pretrain.evaluation.knn import knn_over_folds, unit
+from pretrain.evaluation.embed import unit
+from pretrain.evaluation.knn import knn_over_folds
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,16 +10,8 @@ from scipy.spatial.distance import cdist
 from pretrain.__main__ import read_command_line
 from pretrain.config.schema import Config, ConfigError, DataConfig
 from pretrain.data.shard_sets import parsed_shards
-from pretrain.evaluation.knn import (
-    balanced_accuracy,
-    embed,
-    knn_over_folds,
-    knn_predict,
-    patient_folds,
-    pixel_features,
-    size_features,
-    unit,
-)
+from pretrain.evaluation.embed import embed, pixel_features, size_features, unit
+from pretrain.evaluation.knn import balanced_accuracy, knn_over_folds, knn_predict, patient_folds
 from pretrain.models.backbones import build_backbone
 from pretrain.models.batchnorm import calibrate_batchnorm
 from pretrain.runtime.precision import resolve_precision

@@ -14,8 +14,10 @@ from data_shards.shards.stream import ShardError, Stream
 from pretrain import build_backbone, load_combined
 from pretrain.__main__ import read_command_line
 from pretrain.data.shard_sets import shard_cache
+from pretrain.evaluation.embed import embed, unit
 from pretrain.evaluation.final_knn import labelled_sets
-from pretrain.evaluation.knn import embed, knn_over_folds, load_labelled, unit
+from pretrain.evaluation.knn import knn_over_folds
+from pretrain.evaluation.labelled_crops import load_labelled
 from pretrain.evaluation.online_knn import PROBE, TrainingKnn
 from pretrain.method.trainer import Trainer
 from pretrain.models.batchnorm import calibration_crops

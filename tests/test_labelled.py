@@ -13,7 +13,7 @@ from data_shards.shards.stream import CorruptError, ShardError
 from pretrain.config.schema import Config, DataConfig, EvalConfig
 from pretrain.data.shard_sets import shard_cache
 from pretrain.evaluation.final_knn import labelled_sets
-from pretrain.evaluation.knn import EvaluationError, check_label, load_labelled
+from pretrain.evaluation.labelled_crops import EvaluationError, check_label, load_labelled
 from pretrain.report.sample_crops import specimens
 
 SIZE = (32, 24)

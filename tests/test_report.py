@@ -12,9 +12,10 @@ from released import released
 from augment import ViewConfig
 from data_shards.shards.shard_set import ShardSet
 from pretrain.__main__ import main
+from pretrain.config.released_backbones import RELEASED
 from pretrain.config.schema import Config, DataConfig
-from pretrain.evaluation.knn import embed, unit
-from pretrain.models.backbones import RELEASED, build_backbone
+from pretrain.evaluation.embed import embed, unit
+from pretrain.models.backbones import build_backbone
 from pretrain.report import figures
 from pretrain.report.curves import curves_on_page
 from pretrain.report.feature_maps import activation_maps, at_size, attention_maps, feature_maps, larger, pca_colours

@@ -22,7 +22,8 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 
 from pretrain.checkpoints.metadata import shareable
 from pretrain.config.schema import Config
-from pretrain.monitoring.trackers import PROJECT, TrackerError, Trackers, check_trackers
+from pretrain.config.tracker_names import TrackerError, check_trackers
+from pretrain.monitoring.trackers import PROJECT, Trackers
 from pretrain.runs.resume_check import HARMLESS
 
 ABSENT = next(name for name in LOGGER_TYPE_TO_CLASS if importlib.util.find_spec(name) is None)

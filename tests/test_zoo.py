@@ -13,7 +13,7 @@ from torch import nn
 from downstream import released_files
 from downstream.__main__ import main
 from pretrain import build_backbone, proj_head, save_combined
-from pretrain.models.backbones import RELEASED
+from pretrain.config.released_backbones import RELEASED
 
 README = Path(__file__).parent.parent.parent / "shared" / "released-readme.md"
 """The release's README, where it lies beside the checkout: its very blocks are run then."""

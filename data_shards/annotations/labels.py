@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from data_shards.dental_terms import is_dental
+from data_shards.shards.schema import RESERVED
 
 TOOTH_TYPES = {
     1: "incisor",
@@ -39,22 +40,6 @@ ATTRIBUTES = {
 OF_TEETH = frozenset(("fdi", "tooth_type", "position", "primary_tooth"))
 """Labels that follow from a tooth's number, whatever told it."""
 
-FACTS = (
-    *("format", "compression", "modality", "photometric", "presentation_intent", "intensity_relation", "lossy"),
-    *("detector_type", "bits_allocated", "bits_stored", "pixel_spacing_mm", "imager_pixel_spacing_mm", "magnification"),
-    *("kvp", "tube_current_ma", "exposure_time_ms", "exposure_mas", "source_to_detector_mm", "source_to_patient_mm"),
-    *("burned_in", "laterality", "body_part", "window"),
-)
-"""Technical metadata that a sample may carry: numbers and words of closed lists."""
-
-RESERVED = frozenset(
-    (
-        *FACTS,
-        *("id", "patient", "source", "radiograph", "pixels", "hash", "frame", "box", "pixel_aspect"),
-        *("bits", "source_bits", "width", "height"),
-    )
-)
-"""Fields of a sample that no label may overwrite."""
 
 _FDI = re.compile(r"(?<!\d)([1-4][1-8]|[5-8][1-5])(?!\d)")
 _NUMBER = re.compile(r"(\d+)(?:\.0+)?")  # a column of numbers that lacks one is of floats

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from data_shards.annotations.labels import KNOWN_COLUMNS, RESERVED
+from data_shards.annotations.labels import KNOWN_COLUMNS
 from data_shards.errors import ShardError
 from data_shards.inspect.consistency import FORM, MAIN, misfit, read_lines
 from data_shards.progress import progress
 from data_shards.shards.manifest import MANIFEST, NEAR, REJECTED
+from data_shards.shards.schema import RESERVED
 from data_shards.shards.shard_set import ShardSet
 
 MEASURED = 2000

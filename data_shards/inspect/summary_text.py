@@ -11,6 +11,7 @@ import numpy as np
 from data_shards.inspect.summary import QUANTILES, Survey, survey
 from data_shards.pack.finalize import UNUSED
 from data_shards.shards.shard_set import ShardSet
+from tooth_foundations.core.text import without_controls
 
 COLUMNS = 96
 BARS = 12
@@ -159,7 +160,7 @@ def _facts(found: Survey) -> list[str]:
 def _label(name: str, counts: Counter[str]) -> list[str]:
     total = sum(counts.values())
     head = f"{name}: {counted(len(counts), 'value')} on {counted(total, 'crop')}"
-    named = [(printable(value), count) for value, count in counts.items()]
+    named = [(without_controls(value), count) for value, count in counts.items()]
     wide = max(len(value) for value, _ in named)
     if len(named) <= BARS:
         common = sorted(named, key=lambda item: (-item[1], item[0]))
@@ -172,14 +173,9 @@ def _label(name: str, counts: Counter[str]) -> list[str]:
 
 
 def _list(counts: Mapping[str, int]) -> str:
-    shown = [f"{printable(value)} {count:,}" for value, count in sorted(counts.items())[:LISTED]]
+    shown = [f"{without_controls(value)} {count:,}" for value, count in sorted(counts.items())[:LISTED]]
     more = [f"and {len(counts) - LISTED:,} more"] if len(counts) > LISTED else []
     return ", ".join([*shown, *more])
-
-
-def printable(text: str) -> str:
-    """A label's value without what would steer a terminal: class names come from files that anyone may have written."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def counted(count: int, one: str, many: str = "") -> str:

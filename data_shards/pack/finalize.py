@@ -1,11 +1,14 @@
 """The end of a pack: which radiographs stay, whose they are, the books closed, the shard folders written."""
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from data_shards.annotations.boxes import BoxPlan
 from data_shards.errors import NothingNewError, PackError
@@ -16,7 +19,8 @@ from data_shards.pack.resume_log import Chunk, Journal
 from data_shards.progress import progress
 from data_shards.pseudonyms import Key
 from data_shards.shards.manifest import MANIFEST, NEAR, REJECTED, stated
-from data_shards.shards.writer import FORMAT, Piece, of_patient, tally, write_index, write_manifest, write_shards
+from data_shards.shards.statistics import Tally
+from data_shards.shards.writer import FORMAT, Piece, of_patient, write_index, write_manifest, write_shards
 from data_shards.sources.inventory import Entry
 
 NO_CROP = "none of its boxes gives a crop"
@@ -220,3 +224,15 @@ def _why_nothing(ledgers: Ledgers) -> PackError:
         f"no {name[:-1]} of {totals[name]['seen']} could be used ({commonest or 'the sources are empty'}{of_boxes}): "
         "check them"
     )
+
+
+def tally(folder: Path, shards: list[dict[str, Any]], index: np.ndarray, frames: Iterable[Frame]) -> Tally:
+    """A folder's samples, counted as they are read back from its shards, and their pixels by the sums in `frames`."""
+    counted = Tally()
+    for number, shard in enumerate(shards):
+        with (folder / shard["name"]).open("rb") as file:
+            for row in index[index["shard"] == number]:
+                counted.add(json.loads(os.pread(file.fileno(), int(row["meta_size"]), int(row["meta"]))))
+    for frame in frames:
+        counted.add_pixels(frame.bits, frame.count, frame.total, frame.squares)
+    return counted

@@ -15,9 +15,8 @@ from data_shards.annotations.box_plan import plan_boxes
 from data_shards.annotations.boxes import BoxPlan
 from data_shards.annotations.choices import Choices
 from data_shards.annotations.external import given_annotations
-from data_shards.annotations.labels import RESERVED
 from data_shards.annotations.masks.search import take_inventory
-from data_shards.errors import MemberError, counted, printable
+from data_shards.errors import MemberError
 from data_shards.ledger import Ledgers
 from data_shards.pack.config import PackConfig, check, conversion, recorded, within
 from data_shards.pack.crop_job import Converted, Job, convert
@@ -31,9 +30,11 @@ from data_shards.pack.workers import spread
 from data_shards.progress import progress
 from data_shards.pseudonyms import Key, load_key, remember
 from data_shards.shards.manifest import MANIFEST, read_manifest
+from data_shards.shards.schema import RESERVED
 from data_shards.sources.inventory import Entry, Inventory
 from data_shards.sources.member import Member
 from data_shards.sources.source import Source, open_sources
+from tooth_foundations.core.text import counted, printable
 
 __all__ = ["PackConfig", "pack"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from data_shards.annotations.labels import RESERVED
+from data_shards.shards.schema import RESERVED
 
 _QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,9 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_shards.pack.crop_job import Frame
 from data_shards.shards.manifest import INDEX, MANIFEST, sealed, stated
-from data_shards.shards.statistics import Tally
 from data_shards.shards.tar_index import BLOCK, index_shards
 
 FORMAT = 2
@@ -79,18 +76,6 @@ def write_index(folder: Path, shards: list[dict[str, Any]]) -> tuple[np.ndarray,
     index = index_shards([folder / s["name"] for s in shards])
     np.save(path, index, allow_pickle=False)
     return index, stated(path)
-
-
-def tally(folder: Path, shards: list[dict[str, Any]], index: np.ndarray, frames: Iterable[Frame]) -> Tally:
-    """A folder's samples, counted as they are read back from its shards, and their pixels by the sums in `frames`."""
-    counted = Tally()
-    for number, shard in enumerate(shards):
-        with (folder / shard["name"]).open("rb") as file:
-            for row in index[index["shard"] == number]:
-                counted.add(json.loads(os.pread(file.fileno(), int(row["meta_size"]), int(row["meta"]))))
-    for frame in frames:
-        counted.add_pixels(frame.bits, frame.count, frame.total, frame.squares)
-    return counted
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

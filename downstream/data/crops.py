@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_shards.annotations.labels import RESERVED
+from data_shards.shards.schema import RESERVED
 from data_shards.shards.shard_set import ShardSet
 from downstream.config import DownstreamError
 

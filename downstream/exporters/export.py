@@ -20,8 +20,9 @@ from downstream.exporters.onnx import EXTRA, missing_packages, write_onnx
 from downstream.exporters.trial_images import phantom_teeth
 from downstream.features.embedded_crops import embed_crops
 from downstream.features.weights import Weights
-from pretrain.checkpoints.weights_io import replace_atomically
-from pretrain.models.backbones import Backbone, release_of, timm_places
+from pretrain.config.released_backbones import release_of
+from pretrain.models.backbones import Backbone, timm_places
+from tooth_foundations.core.files import replace_atomically
 
 
 def embed(config: CropsConfig, weights: Weights, accelerator: Accelerator) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import timm
 
 from downstream.features.weights import Weights
-from pretrain.models.backbones import release_of
+from pretrain.config.released_backbones import release_of
 
 FRONT = """---
 library_name: timm

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from downstream.config import DownstreamError
 from downstream.exporters.trial_images import phantom_teeth
 from downstream.features.weights import Weights
-from pretrain.checkpoints.weights_io import replace_atomically
 from pretrain.models.backbones import Backbone
+from tooth_foundations.core.files import replace_atomically
 
 TOLERANCE = 1e-4  # of the largest feature where that is above 1: float32 sums taken in another order differ so much
 EXTRA = 'pip install -e ".[onnx]"'

@@ -10,7 +10,7 @@ from torch import Tensor
 from augment import fit, stacked
 from data_shards.phantom.render import render_crop
 from downstream.features.weights import Weights
-from pretrain.data.multicrop_loader import normalised
+from pretrain.models.normalization import normalised
 
 
 def phantom_teeth(weights: Weights, count: int, size: tuple[int, int]) -> Tensor:

@@ -22,10 +22,11 @@ from data_shards.errors import ShardError
 from downstream.config import CropsConfig
 from downstream.data.crops import Crops
 from downstream.features.weights import Weights, to_device
-from pretrain.checkpoints.weights_io import replace_atomically
-from pretrain.evaluation.knn import PIXELS, embed, pixel_features, size_features
+from pretrain.evaluation.embed import embed, pixel_features, size_features
+from pretrain.evaluation.labelled_crops import PIXELS
 from pretrain.models.backbones import Backbone, build_backbone
 from pretrain.models.batchnorm import calibrate_batchnorm
+from tooth_foundations.core.files import replace_atomically
 
 KINDS = ("trained", "random", "pixels", "size")
 CALIBRATION = 1024

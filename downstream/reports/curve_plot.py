@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from downstream.config import CurveConfig
-from pretrain.checkpoints.weights_io import replace_atomically
+from tooth_foundations.core.files import replace_atomically
 
 
 @dataclass(frozen=True)

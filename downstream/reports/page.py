@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from downstream.data.crops import Crops
 from downstream.reports.metrics import SCORES
-from pretrain.checkpoints.weights_io import replace_atomically
+from tooth_foundations.core.files import replace_atomically
 from tooth_foundations.core.html import document, listing, picture, text
 
 WORST = 24  # mistakes in the picture: as many as one looks at

@@ -16,7 +16,8 @@ from downstream.data.crops import Crops
 from downstream.data.labelled_views import LabelledViews, in_order, shuffled
 from downstream.features.weights import Weights
 from downstream.tasks.tuner import DivergedError, Tuner, class_weights, logits_of
-from pretrain.evaluation.knn import balanced_accuracy, embed
+from pretrain.evaluation.embed import embed
+from pretrain.evaluation.knn import balanced_accuracy
 from pretrain.models.backbones import Backbone
 
 

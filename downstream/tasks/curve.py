@@ -20,7 +20,8 @@ from downstream.features.weights import Weights
 from downstream.reports.curve_plot import SERIES, Series, draw_curve
 from downstream.tasks.classifier import predict, train_classifier
 from downstream.tasks.probe import choose_l2, fit_predict, unlearnt
-from pretrain.evaluation.knn import balanced_accuracy, knn_predict, unit
+from pretrain.evaluation.embed import unit
+from pretrain.evaluation.knn import balanced_accuracy, knn_predict
 from pretrain.models.backbones import Backbone, build_backbone
 
 POINTS = "points.jsonl"

@@ -25,8 +25,8 @@ from downstream.data.folds import Fold, doubts, split
 from downstream.features.weights import Weights
 from downstream.reports import metrics, page
 from downstream.tasks.classifier import predict, train_classifier
-from pretrain.checkpoints.weights_io import replace_atomically
 from pretrain.runtime.precision import resolve_precision, resolve_threads
+from tooth_foundations.core.files import replace_atomically
 
 PLACES = ("checkpoint", "out", "shards", "query", "patient")
 """Settings that tell the user's folders or how files in them are named: they are in no written file."""

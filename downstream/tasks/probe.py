@@ -12,7 +12,8 @@ from downstream.config import DownstreamError, KnnConfig, LinearConfig, ProbeCon
 from downstream.data.crops import Crops, find_crops
 from downstream.features.embedded_crops import feature_sets
 from downstream.features.weights import Weights, best_device
-from pretrain.evaluation.knn import balanced_accuracy, knn_predict, patient_folds, unit
+from pretrain.evaluation.embed import unit
+from pretrain.evaluation.knn import balanced_accuracy, knn_predict, patient_folds
 
 Classify = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """(features to learn from [N, C], their labels [N], their patients [N], features to classify [M, C]) -> labels [M]."""

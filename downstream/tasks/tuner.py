@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from downstream.config import DownstreamError, TrainingConfig
 from downstream.features.weights import Weights
 from downstream.tasks.probe import logistic_regression
-from pretrain.data.multicrop_loader import normalised
+from pretrain.config.released_backbones import release_of
 from pretrain.method.schedules import warmup_cosine
 from pretrain.method.trainer import step_seed
-from pretrain.models.backbones import Backbone, freeze_unused, release_of
+from pretrain.models.backbones import Backbone, freeze_unused
 from pretrain.models.depthwise_conv import speed_up
+from pretrain.models.normalization import normalised
 from pretrain.models.student_teacher import batchnorms
 from pretrain.runtime.precision import resolve_precision
 

@@ -11,9 +11,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pretrain.checkpoints.weights_io import CheckpointError, read_weights, sync, torch_save
-from pretrain.models.backbones import RELEASED, Backbone, build_backbone
+from pretrain.checkpoints.weights_io import CheckpointError, read_weights, torch_save
+from pretrain.config.released_backbones import RELEASED
+from pretrain.models.backbones import Backbone, build_backbone
 from pretrain.models.projection_head import proj_head
+from tooth_foundations.core.files import sync
 
 StateDict = dict[str, Tensor]
 Network = Literal["teacher", "student"]

@@ -16,7 +16,8 @@ from pretrain.checkpoints.fold_stem import FoldError, Scaling, find_stems, fold_
 from pretrain.checkpoints.metadata import ASSUMED, read_facts, read_json
 from pretrain.checkpoints.timm_hub import download, is_hub
 from pretrain.checkpoints.weights_io import CheckpointError, read_weights
-from pretrain.models.backbones import Backbone, release_of, timm_places
+from pretrain.config.released_backbones import release_of
+from pretrain.models.backbones import Backbone, timm_places
 
 AVERAGED = {"teacher", "ema", "model_ema", "state_dict_ema", "teacher_backbone", "target", "momentum"}
 """Parts of a key that mark the averaged network, which is preferred to the one that learnt by gradient."""

@@ -14,8 +14,9 @@ from pretrain.checkpoints.foreign_weights import Foreign, fill_foreign, read_any
 from pretrain.checkpoints.metadata import ASSUMED, read_facts
 from pretrain.checkpoints.timm_hub import is_hub
 from pretrain.checkpoints.weights_io import CheckpointError
+from pretrain.config.released_backbones import release_of
 from pretrain.config.schema import Config, ConfigError
-from pretrain.models.backbones import Backbone, build_backbone, release_of
+from pretrain.models.backbones import Backbone, build_backbone
 from pretrain.models.batchnorm import calibrate_batchnorm
 from pretrain.models.student_teacher import Network
 

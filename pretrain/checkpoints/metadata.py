@@ -9,9 +9,10 @@ from typing import Any
 
 from augment import RESIZE_RULE
 from data_shards.shards.stream import ShardSet
-from pretrain.checkpoints.weights_io import CheckpointError, replace_atomically
+from pretrain.checkpoints.weights_io import CheckpointError
+from pretrain.config.released_backbones import release_of
 from pretrain.config.schema import Config, ConfigError
-from pretrain.models.backbones import release_of
+from tooth_foundations.core.files import replace_atomically
 
 # Settings that name places on a disk, which are nobody's business and may be a clinic's name.
 PRIVATE = ("out", "shards", "cache", "init")

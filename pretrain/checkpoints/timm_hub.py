@@ -7,7 +7,7 @@ import timm
 from torch import Tensor
 
 from pretrain.checkpoints.weights_io import CheckpointError
-from pretrain.models.backbones import release_of
+from pretrain.config.released_backbones import release_of
 
 
 def is_hub(path: str | Path) -> bool:

@@ -5,12 +5,11 @@ All are written beside their place, synced, and moved over it, so that a reader 
 
 import errno
 import io
-import os
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 from safetensors.torch import load as load_safetensors
 
 from data_shards.errors import Mistake
+from tooth_foundations.core.files import replace_atomically
 
 
 class CheckpointError(Mistake):
@@ -50,20 +50,6 @@ def resume_files(folder: Path) -> list[Path]:
 def step_of(path: Path) -> int:
     """The steps after which a resume checkpoint was written, by its name."""
     return int(path.stem.rpartition("-")[2])
-
-
-def replace_atomically(path: Path, write: Callable[[Any], object]) -> None:
-    """Call `write` with a binary file beside `path`, sync it to disk and move it over `path`."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    sync(path.parent)
 
 
 def torch_save(content: Any, target: Any) -> None:
@@ -135,12 +121,3 @@ def _damaged_member(content: bytes) -> str | None:
             if not stored_whole or member.external_attr & 0x10:
                 return member.filename
         return archive.testzip()
-
-
-def sync(path: Path) -> None:
-    """Have the system bring a file, or a folder's names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

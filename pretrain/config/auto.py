@@ -12,8 +12,8 @@ from operator import attrgetter
 from typing import Any
 
 from pretrain.config.bounds import LIMITS
+from pretrain.config.released_backbones import RELEASED, release_of
 from pretrain.config.schema import Config
-from pretrain.models.backbones import RELEASED, release_of
 
 BATCH = 64
 """Crops of a global batch on CPUs, or of each GPU's share, as DINO's ViT-S had on each of 16."""

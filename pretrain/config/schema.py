@@ -12,7 +12,7 @@ from augment.albumentations_extra import build_extra
 from augment.config import ViewConfig
 from data_shards.errors import Mistake
 from pretrain.config.bounds import LIMITS
-from pretrain.monitoring.trackers import check_trackers
+from pretrain.config.tracker_names import check_trackers
 
 if TYPE_CHECKING:  # from pretrain.config.auto.resolved on, which comes before all that computes, these are numbers
     AutoInt: TypeAlias = int

@@ -9,17 +9,15 @@ import torch
 from data_shards.shards.cache import ShardCache
 from data_shards.shards.stream import ShardSet
 from pretrain.config.schema import Config, EvalConfig
-from pretrain.evaluation.knn import (
+from pretrain.evaluation.embed import baseline_features, embed, unit
+from pretrain.evaluation.knn import knn_scores
+from pretrain.evaluation.labelled_crops import (
     EvaluationError,
-    baseline_features,
     carries_label,
     check_label,
-    embed,
     joined,
-    knn_scores,
     load_labelled,
     patients_unknown,
-    unit,
 )
 from pretrain.models.backbones import Backbone
 from pretrain.models.batchnorm import calibrate_batchnorm

@@ -22,17 +22,10 @@ from augment import stacked
 from data_shards.shards.stream import ShardError, ShardSet
 from pretrain.checkpoints.weights_io import CheckpointError
 from pretrain.config.schema import Config
+from pretrain.evaluation.embed import BASELINES, baseline_features, embed, unit
 from pretrain.evaluation.final_knn import untrained_features
-from pretrain.evaluation.knn import (
-    BASELINES,
-    EvaluationError,
-    LabelledCrops,
-    baseline_features,
-    embed,
-    knn_scores,
-    load_labelled,
-    unit,
-)
+from pretrain.evaluation.knn import knn_scores
+from pretrain.evaluation.labelled_crops import EvaluationError, LabelledCrops, load_labelled
 from pretrain.method.trainer import Trainer
 from pretrain.models.backbones import Backbone
 from pretrain.models.batchnorm import exported

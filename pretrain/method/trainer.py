@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data_shards.shards.stream import Stream
 from pretrain.config.schema import Config
-from pretrain.data.multicrop_loader import Batch, SampleRecord, normalised, view_batches
+from pretrain.data.multicrop_loader import Batch, SampleRecord, view_batches
 from pretrain.method.compilation import compile_passes, compiler_mistakes
 from pretrain.method.diagnostics import (
     MEAN_MONITORS,
@@ -35,6 +35,7 @@ from pretrain.method.diagnostics import (
 from pretrain.method.losses import centered_targets, dino_loss, koleo_loss, sinkhorn_targets, updated_center
 from pretrain.method.step_rates import Rates, rates_at, set_rates
 from pretrain.models.backbones import check_width_for_bf16
+from pretrain.models.normalization import normalised
 from pretrain.models.student_teacher import (
     build_networks,
     by_view,

@@ -14,7 +14,7 @@ from torch import nn
 from augment import fit, stacked
 from data_shards.shards.stream import Stream
 from pretrain.config.schema import Config
-from pretrain.data.multicrop_loader import normalised
+from pretrain.models.normalization import normalised
 from pretrain.models.student_teacher import Network, batchnorms
 
 CROPS = 1024

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pretrain.config.released_backbones import release_of
 from pretrain.config.schema import Config
-from pretrain.models.backbones import Backbone, fitting_backbone, freeze_unused, release_of
+from pretrain.models.backbones import Backbone, fitting_backbone, freeze_unused
 from pretrain.models.depthwise_conv import speed_up
 from pretrain.models.projection_head import proj_head
 

@@ -1,33 +1,16 @@
 """A run's figures in TensorBoard and the other trackers that Accelerate knows, beside metrics.jsonl."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+from accelerate.tracking import GeneralTracker
 from tqdm import tqdm
 
-from data_shards.errors import Mistake
+from pretrain.config.tracker_names import TrackerError
 
 PROJECT = "tooth-foundations"  # not the run's name: that may be a clinic's, and many trackers are on the internet
 TAKE_TEXT = ("tensorboard", "comet_ml")  # by Accelerate's classes; others drop strings or fail at them
-
-
-class TrackerError(Mistake):
-    """A tracker that nobody knows, that is not installed or that does not start."""
-
-
-def check_trackers(names: Sequence[str]) -> None:
-    """Raise TrackerError for a tracker that Accelerate does not know or whose package it does not find."""
-    for name in names:
-        if name not in LOGGER_TYPE_TO_CLASS:
-            raise TrackerError(
-                f"log_with: there is no tracker '{name}'; valid: {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}"
-            )
-        if name not in map(str, get_available_trackers()):
-            raise TrackerError(
-                f"log_with: {name} is not installed; `pip install {name}`, or leave it out of --log_with"
-            )
 
 
 class Trackers:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_shards.errors import counted
 from data_shards.shards.stream import ShardSet
 from pretrain.checkpoints.combined import load_combined
 from pretrain.checkpoints.metadata import read_run_facts, shareable
@@ -15,6 +14,7 @@ from pretrain.monitoring.diagnosis import told
 from pretrain.report.page import Report, summary_rows
 from pretrain.runs.metrics_log import read_metrics, whole
 from pretrain.runs.run_folder import RunFolder
+from tooth_foundations.core.text import counted
 
 
 def report_now(config: Config) -> Report:

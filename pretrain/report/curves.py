@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pretrain.checkpoints.weights_io import replace_atomically
+from tooth_foundations.core.files import replace_atomically
 from tooth_foundations.core.html import text
 
 Line = dict[str, Any]

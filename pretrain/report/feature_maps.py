@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.data.multicrop_loader import normalised
 from pretrain.models.backbones import Backbone
 from pretrain.models.batchnorm import calibrate_batchnorm
+from pretrain.models.normalization import normalised
 
 CELLS = 6
 """Cells that a larger map has on its short side, at least. Of a 64x48 view most backbones have 2; with 12 of them, from

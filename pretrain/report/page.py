@@ -14,14 +14,14 @@ import numpy as np
 from augment import MultiCrop
 from augment.preview import draw_sheet
 from data_shards.shards.stream import Address, ShardSet, Stream
-from pretrain.checkpoints.weights_io import replace_atomically
 from pretrain.config.schema import Config
-from pretrain.evaluation.knn import embed, unit
+from pretrain.evaluation.embed import embed, unit
 from pretrain.models.backbones import Backbone
 from pretrain.report import figures as pictures
 from pretrain.report.curves import curves_on_page, draw_curves
 from pretrain.report.sample_crops import Specimens, specimens
 from pretrain.runs.run_folder import RunFolder
+from tooth_foundations.core.files import replace_atomically
 from tooth_foundations.core.html import document, listing, photo, text
 
 WIDEST = 1400

@@ -8,7 +8,8 @@ import numpy as np
 from augment import fit, stacked
 from data_shards.inspect.preview import eight_bits
 from data_shards.shards.stream import CorruptError, ShardSet
-from pretrain.evaluation.knn import PIXELS, patient_of, pixel_features
+from pretrain.evaluation.embed import pixel_features
+from pretrain.evaluation.labelled_crops import PIXELS, patient_of
 
 SHOWN = 600
 """Crops that are embedded: as many points as one can see, in seconds."""

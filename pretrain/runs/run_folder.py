@@ -12,16 +12,10 @@ from typing import Any, Literal
 import yaml
 
 from data_shards.shards.remote import Url
-from pretrain.checkpoints.weights_io import (
-    CheckpointError,
-    load_resume,
-    replace_atomically,
-    resume_files,
-    save_resume,
-    step_of,
-)
+from pretrain.checkpoints.weights_io import CheckpointError, load_resume, resume_files, save_resume, step_of
 from pretrain.config.schema import Config, ConfigError
 from pretrain.monitoring.rules import Verdict
+from tooth_foundations.core.files import replace_atomically
 
 
 class RunFolder:

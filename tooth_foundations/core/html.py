@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from data_shards.inspect.summary_text import printable
+from tooth_foundations.core.text import without_controls
 
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --ink: #222; --pale: #555; --line: #ccc; --accent: #1f5f8b }
@@ -45,7 +45,7 @@ def document(title: str, body: str, style: str = "") -> str:
 
 def text(words: str) -> str:
     """Words for a page: escaped, without what does not print."""
-    return html.escape(printable(words))
+    return html.escape(without_controls(words))
 
 
 def listing(lines: str) -> str:

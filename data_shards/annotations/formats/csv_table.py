@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from data_shards.annotations.base import Annotation, Corners, Row, in_shares, stated_size
-from data_shards.annotations.labels import KNOWN_COLUMNS, RESERVED, column_name
+from data_shards.annotations.labels import KNOWN_COLUMNS, column_name
+from data_shards.shards.schema import RESERVED
 from data_shards.sources.inventory import IMAGE_COLUMNS, Text
 
 CORNERS = (

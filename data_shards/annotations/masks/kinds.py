@@ -10,8 +10,9 @@ from data_shards.annotations.base import Annotation, FormatError, Row
 from data_shards.annotations.image_matcher import nearest
 from data_shards.annotations.masks.search import Stems
 from data_shards.annotations.spelling import subset_words
-from data_shards.errors import PackError, counted
+from data_shards.errors import PackError
 from data_shards.sources.inventory import Entry, Masked
+from tooth_foundations.core.text import counted
 
 SAME_AREA = "a mask of the same area as those that are used, which tell more teeth apart"
 PARTLESS = "a mask whose parts are all specks, under 0.01 % of its area"
