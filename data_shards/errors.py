@@ -1,4 +1,4 @@
-"""What this room raises on a user's mistake or damaged data, and how it says a name."""
+"""Errors that this package raises on a user's mistake or damaged data."""
 
 
 class Mistake(ValueError):
