@@ -1,6 +1,8 @@
 """One radiograph in, its multi-crop views out.
 
-`MultiCrop(ViewConfig())(image, key)` is what training uses; `fit` is the deterministic resize of everything else.
+In: an image [h, w], a `ViewConfig` and a key for the random draws. Out: views of the configured sizes, equal for equal
+keys. `MultiCrop(ViewConfig())(image, key)` is what training uses; `fit` is the deterministic resize of everything else.
+Open `multicrop` first.
 """
 
 import os

@@ -28,7 +28,7 @@ KNOWN_COLUMNS = frozenset(
         *("periapical_lesion", "bone_loss", "impacted", "icdas", "pai"),
     )
 )
-"""Columns of a table that travel along unasked, as far as their texts are dental terms (`vocabulary`). Any other may
+"""Columns of a table that travel along unasked, as far as their texts are dental terms (`dental_terms`). Any other may
 hold a name or a date and must be asked for."""
 
 ATTRIBUTES = {
