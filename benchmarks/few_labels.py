@@ -33,22 +33,17 @@ from data_shards.errors import ShardError
 from downstream.config import DownstreamError, FinetuneConfig, LinearConfig, WeightsConfig
 from downstream.data.crops import Crops, find_crops
 from downstream.features.embedded_crops import random_backbone
-from downstream.features.weights import Weights, load_weights
+from downstream.features.weights import load_weights
 from downstream.tasks.classifier import plan, predict, train_classifier
 from downstream.tasks.probe import choose_l2, fit_predict
 from downstream.tasks.tuner import Tuner, class_weights
 from pretrain.__main__ import MISTAKES
-from pretrain.evaluation.embed import pixel_features
+from pretrain.evaluation.embed import embed, embed_maps, pixel_features
 from pretrain.evaluation.labelled_crops import PIXELS
 from pretrain.models.backbones import Backbone, build_backbone
-from pretrain.models.normalization import normalised
 from tooth_foundations.core.cli import UserError, fail
 from tooth_foundations.core.files import replace_atomically
 
-BATCH = 64
-BEFORE_LAST = (4, 3)
-"""Cells that the map before the last is averaged to: as many as it has of a crop of 64 x 48."""
-LAST = (2, 2)
 BASELINES = ("pixels", "grays", "place")
 
 
@@ -252,7 +247,9 @@ class Evaluation:
         if network:
             weights = self.weights[arm][seed] if arm in self.weights else self.first
             model = weights.model if arm in self.weights else random_backbone(crops, weights, seed)
-            found = read_maps(model, weights, crops)
+            images = stacked([fit(crops.image(i), weights.size) for i in range(len(crops))])
+            ways = {"pooled": embed, "maps": embed_maps}
+            found = {kind: way(model, images, weights.mean, weights.std) for kind, way in ways.items()}
         else:
             grays = stacked([fit(crops.image(i), PIXELS) for i in range(len(crops))])
             found = {"pixels": pixel_features(grays.reshape(len(grays), -1)), "grays": gray_statistics(grays)}
@@ -278,24 +275,6 @@ class Evaluation:
                 line += ["", ""]
             lines.append(f"| {' | '.join(line)} |")
         return "\n".join([*lines, ""])
-
-
-@torch.no_grad()
-def read_maps(model: Backbone, weights: Weights, crops: Crops) -> dict[str, np.ndarray]:
-    """Return `pooled` [N, C] and `maps` [N, C x cells + C' x cells'] of every crop."""
-    found: dict[str, list[np.ndarray]] = {"pooled": [], "maps": []}
-    device = next(model.parameters()).device
-    model.eval()
-    for first in range(0, len(crops), BATCH):
-        images = stacked([fit(crops.image(i), weights.size) for i in range(first, min(first + BATCH, len(crops)))])
-        batch = normalised(torch.from_numpy(images).unsqueeze(1).to(device), weights.mean, weights.std)
-        before, last = (model.channels_first(one) for one in model.m(batch)[-2:])
-        grids = [
-            torch.nn.functional.adaptive_avg_pool2d(one, cells) for one, cells in ((last, LAST), (before, BEFORE_LAST))
-        ]
-        found["pooled"].append(last.mean((2, 3)).float().cpu().numpy())
-        found["maps"].append(torch.cat([grid.flatten(1) for grid in grids], 1).float().cpu().numpy())
-    return {kind: np.concatenate(parts) for kind, parts in found.items()}
 
 
 def gray_statistics(grays: np.ndarray) -> np.ndarray:

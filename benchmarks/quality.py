@@ -177,7 +177,12 @@ class Contest:
         if not weights.exists():
             self.export_peer(folder, weights)
         places = {"checkpoint": str(weights), "out": str(folder / "scores"), "shards": [self.shards]}
-        places |= {"label": self.arguments.label, "query": [str(Path(self.shards) / "holdout")], "seed": seed}
+        places |= {
+            "label": self.arguments.label,
+            "query": [str(Path(self.shards) / "holdout")],
+            "seed": seed,
+            "features": "pooled",
+        }
         (folder / "scores").mkdir(exist_ok=True)
         knn, linear = KnnConfig(**places), LinearConfig(**places)
         loaded, found = load_weights(knn), {}

@@ -56,7 +56,18 @@ def test_a_planted_signal_is_found_and_a_coin_is_not(command, shards, checkpoint
 
 
 def test_knn_is_what_an_independent_computation_gives(shards, checkpoint, tmp_path):
-    options = ("--shards", shards, "--query", shards / "holdout", "--label", "category", "--neighbours", 5)
+    options = (
+        "--shards",
+        shards,
+        "--query",
+        shards / "holdout",
+        "--label",
+        "category",
+        "--neighbours",
+        5,
+        "--features",
+        "pooled",
+    )
     found = run("knn", checkpoint, tmp_path / "knn", *options)["labels"]["category"]
     sides = []
     for name, folder in (("bank", shards), ("query", shards / "holdout")):
@@ -70,7 +81,8 @@ def test_knn_is_what_an_independent_computation_gives(shards, checkpoint, tmp_pa
     assert found["trained"] == pytest.approx(np.mean(recalls), abs=1e-4)
     assert found["crops"] == len(truth)
 
-    folds = run("knn", checkpoint, tmp_path / "folds", "--shards", shards, "--label", "category", "--neighbours", 5)
+    options = ("--shards", shards, "--label", "category", "--neighbours", 5, "--features", "pooled")
+    folds = run("knn", checkpoint, tmp_path / "folds", *options)
     patients = np.array([ShardSet(shards).meta(i)["patient"] for i in range(len(labels))])
     expected = knn_over_folds(unit(bank), labels, patients, 5, 5)
     assert folds["labels"]["category"]["trained"] == pytest.approx(expected, abs=1e-4)

@@ -10,7 +10,7 @@ from scipy.spatial.distance import cdist
 from pretrain.__main__ import read_command_line
 from pretrain.config.schema import Config, ConfigError, DataConfig
 from pretrain.data.shard_sets import parsed_shards
-from pretrain.evaluation.embed import embed, pixel_features, size_features, unit
+from pretrain.evaluation.embed import embed, embed_maps, pixel_features, size_features, unit
 from pretrain.evaluation.knn import balanced_accuracy, knn_over_folds, knn_predict, patient_folds
 from pretrain.models.backbones import build_backbone
 from pretrain.models.batchnorm import calibrate_batchnorm
@@ -83,6 +83,26 @@ def test_pixels_ignore_exposure_and_sizes_are_standardised():
     np.testing.assert_allclose(pixel_features(pixels), pixel_features(pixels * 2 + 7), atol=1e-5)
     sizes = size_features(np.array([[10, 20], [30, 40], [50, 90]]))
     np.testing.assert_allclose(sizes.std(0), 1)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_mambaout", "test_vit"])
+def test_maps_are_read_as_averages_of_their_cells(name):
+    """Convolutions, maps with channels last, and a transformer's tokens."""
+    torch.manual_seed(0)
+    backbone = build_backbone(name).eval()
+    images = np.random.default_rng(0).integers(0, 256, (3, 128, 192), dtype=np.uint8)
+    with torch.no_grad():
+        maps = backbone.m((torch.tensor(images)[:, None] / 255 - 0.5) / 0.25)[-2:]
+    if name == "test_mambaout":
+        maps = [one.permute(0, 3, 1, 2) for one in maps]
+    expected = []
+    for one, (rows, columns) in zip(maps[::-1], ((2, 2), (4, 3)), strict=True):
+        height, width = one.shape[2] // rows, one.shape[3] // columns  # which divide, at this size
+        cells = one.unfold(2, height, height).unfold(3, width, width).mean((4, 5))
+        assert cells.shape[2:] == (rows, columns)
+        expected.append(cells.flatten(1))
+    found = embed_maps(backbone, images, 0.5, 0.25, 2)
+    np.testing.assert_allclose(found, torch.cat(expected, 1).numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_calibrated_buffers_make_eval_equal_to_the_batch_statistics():

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from augment import ViewError, fit, stacked
 from data_shards.errors import ShardError
-from downstream.config import CropsConfig
+from downstream.config import CropsConfig, FrozenConfig
 from downstream.data.crops import Crops
 from downstream.features.weights import Weights, to_device
-from pretrain.evaluation.embed import embed, pixel_features, size_features
+from pretrain.evaluation.embed import embed, embed_maps, pixel_features, size_features
 from pretrain.evaluation.labelled_crops import PIXELS
 from pretrain.models.backbones import Backbone, build_backbone
 from pretrain.models.batchnorm import calibrate_batchnorm
@@ -41,23 +41,25 @@ def embed_crops(crops: Crops, weights: Weights, config: CropsConfig, accelerator
     """
     share = np.array_split(np.arange(len(crops)), accelerator.num_processes)[accelerator.process_index]
     shown = accelerator.is_main_process
-    found = _embedded(Resized(crops, share, weights.size), {"trained": weights.model}, weights, config, shown)
-    return np.concatenate(gather_object([found["trained"]]))
+    found = _embedded(Resized(crops, share, weights.size), {"trained": weights.model}, weights, config, shown=shown)
+    own = found.get("trained", np.empty((0, weights.model.num_features), np.float32))
+    return np.concatenate(gather_object([own]))
 
 
-def feature_sets(crops: Crops, weights: Weights, config: CropsConfig, seed: int) -> dict[str, np.ndarray]:
+def feature_sets(crops: Crops, weights: Weights, config: FrozenConfig, seed: int) -> dict[str, np.ndarray]:
     """Features [N, ...] by what they come from, after one pass over the images, or those kept of an earlier pass.
 
     `trained`, and what it must beat: `random`, the same backbone as it began (its BatchNorm calibrated on these crops,
     without which it would lose for no good reason), `pixels`, 24 x 24 grays, and `size`, the crop's height and width.
     """
-    kept, identity = Path(config.out) / KEPT, _identity(crops, weights, seed)
+    kept, identity = Path(config.out) / KEPT, _identity(crops, weights, config.features, seed)
     if found := _read(kept, identity):
         print("the features are those kept in OUT by an earlier command")
         return found
     random = random_backbone(crops, weights, seed)
     resized = Resized(crops, np.arange(len(crops)), weights.size, PIXELS)
-    found = _embedded(resized, {"trained": weights.model, "random": random}, weights, config)
+    read = embed_maps if config.features == "maps" else embed
+    found = _embedded(resized, {"trained": weights.model, "random": random}, weights, config, read)
     found |= {"pixels": pixel_features(found["pixels"]), "size": size_features(found["size"])}
     arrays: dict[str, Any] = {"identity": np.array(identity), **found}
     replace_atomically(kept, lambda file: np.savez(file, **arrays))
@@ -74,15 +76,15 @@ def random_backbone(crops: Crops, weights: Weights, seed: int) -> Backbone:
     return random
 
 
-def _identity(crops: Crops, weights: Weights, seed: int) -> str:
-    """What the features follow from: the weights' bytes, the input convention, the crops, and the library."""
+def _identity(crops: Crops, weights: Weights, features: str, seed: int) -> str:
+    """What the features follow from: the weights' bytes, how they are read, the input, the crops, and the library."""
     digest = hashlib.sha256()
     for tensor in weights.model.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     for source in crops.sets:
         digest.update(source.checksum.encode())
     digest.update(np.array(crops.places).tobytes())
-    digest.update(json.dumps([weights.stated(), seed, timm.__version__, torch.__version__]).encode())
+    digest.update(json.dumps([weights.stated(), features, seed, timm.__version__, torch.__version__]).encode())
     return digest.hexdigest()
 
 
@@ -161,11 +163,15 @@ def batches(resized: Resized, config: CropsConfig) -> Iterator[Shown]:
 
 
 def _embedded(
-    resized: Resized, models: dict[str, Backbone], weights: Weights, config: CropsConfig, shown: bool = True
+    resized: Resized,
+    models: dict[str, Backbone],
+    weights: Weights,
+    config: CropsConfig,
+    read: Callable[..., np.ndarray] = embed,
+    shown: bool = True,
 ) -> dict[str, np.ndarray]:
     """Features by model, all given the images that `weights` wants; `pixels` [N, P] and `size` [N, 2] in px."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in (*models, "pixels", "size")}
-    found |= {name: [np.empty((0, model.num_features), np.float32)] for name, model in models.items()}
     bar = tqdm(total=len(resized), unit="crop", desc="embedding", dynamic_ncols=True, disable=None if shown else True)
     with bar:
         for batch in batches(resized, config):
@@ -173,6 +179,6 @@ def _embedded(
             found["size"].append(batch.sizes.numpy())
             for name, model in models.items():
                 images = batch.images.numpy()
-                found[name].append(embed(model, images, weights.mean, weights.std, len(images)))
+                found[name].append(read(model, images, weights.mean, weights.std, len(images)))
             bar.update(len(batch.images))
     return {name: np.concatenate(parts) for name, parts in found.items() if parts}
