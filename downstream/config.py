@@ -102,8 +102,8 @@ class CropsConfig(WeightsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrozenConfig(CropsConfig):
-    """How a frozen network is read."""
+class ReadConfig(CropsConfig):
+    """How a network is read."""
 
     features: Literal["maps", "pooled"] = "maps"
     """maps: the last two feature maps, averaged to at most 2 x 2 and 4 x 3 cells. pooled: the last map averaged, as
@@ -112,7 +112,7 @@ class FrozenConfig(CropsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeConfig(FrozenConfig):
+class ProbeConfig(ReadConfig):
     """What a frozen backbone knows of labels."""
 
     label: list[str]
@@ -146,7 +146,7 @@ class LinearConfig(ProbeConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(CropsConfig):
+class TrainingConfig(ReadConfig):
     """How a backbone and a new classifier are trained together; --batch_size is that of all processes together."""
 
     validation: float = 0.15
@@ -209,7 +209,7 @@ class FinetuneConfig(TrainingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CurveConfig(TrainingConfig, FrozenConfig):
+class CurveConfig(TrainingConfig):
     """What pretraining buys: the score by the number of labels, beside training from scratch and raw pixels."""
 
     label: str

@@ -20,7 +20,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.linear_model import LogisticRegression
-from torch import nn
 from two_finetune import report
 
 from augment import MultiCrop, fit
@@ -33,8 +32,9 @@ from downstream.features.weights import load_weights
 from downstream.reports import metrics, page
 from downstream.tasks import classifier, finetune
 from downstream.tasks.classifier import plan, predict, train_classifier
-from downstream.tasks.tuner import Tuner, by_depth, class_weights
+from downstream.tasks.tuner import Classifier, Tuner, by_depth, class_weights
 from pretrain import build_backbone
+from pretrain.evaluation.embed import pooled_maps
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = ("--epochs", 3, "--batch_size", 8, "--lr", 1e-3, "--clip", 5, "--folds", 2, "--min_steps", 0, "--draws", 50)
@@ -112,14 +112,16 @@ def test_every_crop_is_tested_once_and_no_patient_in_two_folds(tuned, shards):
 def test_the_kept_weights_are_those_that_were_tested(tuned, shards):
     out, _ = tuned
     backbone = build_backbone(TINY)
-    model = nn.Sequential(backbone, nn.Linear(backbone.num_features, 2)).eval()
-    model.load_state_dict(torch.load(out / "fold-2.pth", weights_only=True), strict=True)
+    state = torch.load(out / "fold-2.pth", weights_only=True)
+    weight, bias = state.pop("1.weight"), state.pop("1.bias")
+    backbone.load_state_dict({key.removeprefix("0."): value for key, value in state.items()}, strict=True)
     samples = ShardSet(shards)
     tested = {line["key"]: float(line["p(stripes)"]) for line in predictions(out) if line["fold"] == "2"}
     images = [fit(samples.image(i), SIZE) for i in range(len(samples)) if samples.key(i) in tested]
     expected = [tested[samples.key(i)] for i in range(len(samples)) if samples.key(i) in tested]
     with torch.no_grad():
-        logits = model((torch.from_numpy(np.stack(images))[:, None] / 255 - 0.4) / 0.2)
+        inputs = (torch.from_numpy(np.stack(images))[:, None] / 255 - 0.4) / 0.2
+        logits = pooled_maps(backbone.eval(), inputs) @ weight.T + bias
     assert logits.softmax(1)[:, 1].numpy() == pytest.approx(expected, abs=0.05)  # bf16, where the device has it
 
 
@@ -383,7 +385,7 @@ def test_training_stops_when_validation_no_longer_gains_and_keeps_the_best(ready
     assert (trained.best_epoch, len(trained.losses)) == (2, 8)
     assert not trained.model.training
     kept = trained.model.state_dict()
-    assert all(torch.equal(tensor, states[1][key]) for key, tensor in kept.items())
+    assert all(torch.equal(kept[key], states[1][key]) for key in kept if key.startswith("0."))
     assert any(not torch.equal(tensor, states[3][key]) for key, tensor in kept.items())
     assert all(torch.equal(tensor, before[key]) for key, tensor in weights.model.state_dict().items())
 
@@ -484,16 +486,21 @@ def test_what_is_tested_is_the_average_of_the_steps(ready):
 def test_the_classifier_starts_as_the_probe(ready):
     weights, _, _ = ready
     rng = np.random.default_rng(0)
+    config = config_of(features="pooled")
     features = rng.normal(2, 3, (60, weights.model.num_features)).astype(np.float32)
     codes = (features[:, 0] > 2).astype(int)
-    tuner = Tuner(weights.model, weights, torch.ones(2), 4, config_of(), 1e-3, Accelerator())
+    tuner = Tuner(weights.model, weights, torch.ones(2), 4, config, 1e-3, Accelerator())
     tuner.start_classifier(features, codes)
     # Two classes have one weight vector there, whose half either of ours is: the penalty is half as strong.
     wanted = LogisticRegression(C=2 / (1e-2 * 60), max_iter=5000).fit(
         (features - features.mean(0)) / features.std(0), codes
     )
-    with torch.no_grad():
-        found = tuner.averaged[1].cpu()(torch.from_numpy(features)).softmax(1)[:, 1].numpy()
+    model = tuner.averaged
+    logits = [model[1]((torch.from_numpy(features) - model.mean) / model.std)]
+    model.fold_standardization()
+    logits.append(model[1](torch.from_numpy(features)))
+    assert torch.allclose(*logits, atol=1e-4)
+    found = logits[0].detach().softmax(1)[:, 1].numpy()
     assert found == pytest.approx(wanted.predict_proba((features - features.mean(0)) / features.std(0))[:, 1], abs=5e-3)
 
 
@@ -529,7 +536,7 @@ def test_views_are_mirrored_only_when_asked(mirror, sides):
 def test_probabilities_do_not_depend_on_the_batch(ready):
     weights, crops, _ = ready
     torch.manual_seed(0)
-    model = nn.Sequential(copy.deepcopy(weights.model), nn.Linear(weights.model.num_features, 3))
+    model = Classifier(copy.deepcopy(weights.model), 3, True, SIZE)
     chosen = np.array([5, 1, 30])
     one = predict(model, weights, crops, chosen, config_of(batch_size=2), Accelerator())
     other = predict(model, weights, crops, chosen[::-1], config_of(batch_size=64), Accelerator())

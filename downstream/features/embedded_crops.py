@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from augment import ViewError, fit, stacked
 from data_shards.errors import ShardError
-from downstream.config import CropsConfig, FrozenConfig
+from downstream.config import CropsConfig, ReadConfig
 from downstream.data.crops import Crops
 from downstream.features.weights import Weights, to_device
 from pretrain.evaluation.embed import embed, embed_maps, pixel_features, size_features
@@ -46,7 +46,7 @@ def embed_crops(crops: Crops, weights: Weights, config: CropsConfig, accelerator
     return np.concatenate(gather_object([own]))
 
 
-def feature_sets(crops: Crops, weights: Weights, config: FrozenConfig, seed: int) -> dict[str, np.ndarray]:
+def feature_sets(crops: Crops, weights: Weights, config: ReadConfig, seed: int) -> dict[str, np.ndarray]:
     """Features [N, ...] by what they come from, after one pass over the images, or those kept of an earlier pass.
 
     `trained`, and what it must beat: `random`, the same backbone as it began (its BatchNorm calibrated on these crops,

@@ -15,8 +15,8 @@ from downstream.config import DownstreamError, TrainingConfig
 from downstream.data.crops import Crops
 from downstream.data.labelled_views import LabelledViews, in_order, shuffled
 from downstream.features.weights import Weights
-from downstream.tasks.tuner import DivergedError, Tuner, class_weights, logits_of
-from pretrain.evaluation.embed import embed
+from downstream.tasks.tuner import Classifier, DivergedError, Tuner, class_weights, logits_of
+from pretrain.evaluation.embed import embed, embed_maps
 from pretrain.evaluation.knn import balanced_accuracy
 from pretrain.models.backbones import Backbone
 
@@ -25,13 +25,13 @@ from pretrain.models.backbones import Backbone
 class Trained:
     """A trained classifier and how it came about.
 
-    model: Sequential(backbone, Linear) in `eval()` on the accelerator's device, with the best epoch's weights, the same
+    model: backbone and classifier, in `eval()` on the accelerator's device, with the best epoch's weights, the same
     on every process. curve: of each epoch its number `epoch`, mean `loss` and, where patients were set apart,
     `balanced_accuracy` on them. best_epoch: from 1 on. losses: of every step, over the global batch. lr: the
     backbone's peak rate. tried: of several rates what each reached on the patients set apart, None if it diverged.
     """
 
-    model: nn.Sequential
+    model: Classifier
     curve: list[dict[str, Any]]
     best_epoch: int
     losses: list[float]
@@ -155,7 +155,7 @@ def _train(
 
 @torch.no_grad()
 def predict(
-    model: nn.Sequential,
+    model: Classifier,
     weights: Weights,
     crops: Crops,
     indices: np.ndarray,
@@ -206,10 +206,10 @@ def plan(crops: int, config: TrainingConfig, processes: int) -> Plan:
 def frozen_features(
     backbone: Backbone, weights: Weights, views: LabelledViews, train: np.ndarray, config: TrainingConfig
 ) -> np.ndarray:
-    """Return features [N, C] of the crops `train` as they are."""
-    found = []
+    """Return features [N, C] of the crops `train` as they are, in the way that is to be classified."""
+    found, read = [], embed_maps if config.features == "maps" else embed
     for images, _ in views.batches(in_order(train, config.batch_size)):
-        found.append(embed(backbone, images.numpy(), weights.mean, weights.std, len(images)))
+        found.append(read(backbone, images.numpy(), weights.mean, weights.std, len(images)))
     return np.concatenate(found)
 
 

@@ -16,6 +16,7 @@ from downstream.config import DownstreamError, TrainingConfig
 from downstream.features.weights import Weights
 from downstream.tasks.probe import logistic_regression
 from pretrain.config.released_backbones import release_of
+from pretrain.evaluation.embed import pooled_maps
 from pretrain.method.schedules import warmup_cosine
 from pretrain.method.trainer import step_seed
 from pretrain.models.backbones import Backbone, freeze_unused
@@ -30,6 +31,47 @@ PROBE_L2 = 1e-2
 
 class DivergedError(DownstreamError):
     """A loss or gradient that is not finite."""
+
+
+class Classifier(nn.Sequential):
+    """A backbone and a linear classifier of its features, [B, 1, H, W] -> logits [B, K].
+
+    Its state dict has the keys of Sequential(backbone, Linear). While it trains, features are standardized by `mean`
+    and `std`, so that one learning rate suits them all; `fold_standardization` moves both into the Linear.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: Backbone, classes: int, maps: bool, size: tuple[int, int]) -> None:
+        super().__init__(backbone)
+        self.maps = maps
+        training = backbone.training
+        with torch.no_grad():
+            backbone.eval()
+            width = self.features(torch.zeros(1, 1, *size, device=next(backbone.parameters()).device)).shape[1]
+        backbone.train(training)
+        self.append(nn.Linear(width, classes))
+        self.register_buffer("mean", torch.zeros(width), persistent=False)
+        self.register_buffer("std", torch.ones(width), persistent=False)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return what is classified: the last two maps by their cells, or the last map averaged."""
+        backbone = cast(Backbone, self[0])
+        return pooled_maps(backbone, images) if self.maps else backbone(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 1, H, W] -> [B, K]."""
+        return self[1]((self.features(images) - self.mean) / self.std)
+
+    @torch.no_grad()
+    def fold_standardization(self) -> None:
+        """Move `mean` and `std` into the Linear, which gives the same logits of the features as they are."""
+        linear = cast(nn.Linear, self[1])
+        linear.weight.div_(self.std)
+        linear.bias.sub_(linear.weight @ self.mean)
+        self.mean.zero_()
+        self.std.fill_(1)
 
 
 class Tuner:
@@ -55,15 +97,14 @@ class Tuner:
         if not release_of(weights.backbone):
             freeze_unused(copied.cpu(), weights.size)
         torch.manual_seed(config.seed)
-        classifier = nn.Linear(backbone.num_features, len(balance))
-        self.model = nn.Sequential(copied, classifier)
+        self.model = Classifier(copied, len(balance), config.features == "maps", weights.size)
         self.model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.balance = balance.to(accelerator.device)
         groups = [
             {"params": params, "peak": lr * factor, "weight_decay": config.weight_decay}
             for params, factor in by_depth(copied, config.layer_decay)
         ]
-        groups.append({"params": list(classifier.parameters()), "peak": config.classifier_lr, "weight_decay": 0.0})
+        groups.append({"params": list(self.model[1].parameters()), "peak": config.classifier_lr, "weight_decay": 0.0})
         self.averaged = copy.deepcopy(self.model).requires_grad_(False) if config.ema else self.model
         self.trained, self.optimizer = accelerator.prepare(self.model, torch.optim.AdamW(groups))
 
@@ -108,12 +149,13 @@ class Tuner:
     @torch.no_grad()
     def start_classifier(self, features: np.ndarray, codes: np.ndarray) -> None:
         """Start the classifier as the logistic regression on `features` [N, C] of crops of the classes `codes` [N]."""
-        mean, std = features.mean(0), features.std(0).clip(1e-6)
+        mean, std = features.mean(0), features.std(0)
+        std = np.where(std > 1e-6, std, 1)  # a feature that never varies says nothing, whatever it is divided by
         weight, bias = logistic_regression((features - mean) / std, codes, len(self.balance), PROBE_L2)
         for model in {self.model, self.averaged}:
-            classifier = cast(nn.Linear, model[1])
-            classifier.weight.copy_(torch.from_numpy(weight / std))
-            classifier.bias.copy_(torch.from_numpy(bias - weight @ (mean / std)))
+            linear = cast(nn.Linear, model[1])
+            for tensor, values in ((model.mean, mean), (model.std, std), (linear.weight, weight), (linear.bias, bias)):
+                tensor.copy_(torch.from_numpy(values))
 
     def share_buffers(self) -> None:
         """Give every process the main process's BatchNorm statistics: each saw other crops in the last step."""
@@ -121,10 +163,11 @@ class Tuner:
             for buffer in model.buffers():
                 buffer.copy_(broadcast(buffer))
 
-    def finished(self, state: dict[str, Tensor]) -> nn.Sequential:
+    def finished(self, state: dict[str, Tensor]) -> Classifier:
         """The model in `eval()` with the weights `state`, free of what training had wrapped it in."""
-        model = cast(nn.Sequential, self.accelerator.unwrap_model(self.trained, keep_fp32_wrapper=False))
+        model = cast(Classifier, self.accelerator.unwrap_model(self.trained, keep_fp32_wrapper=False))
         model.load_state_dict(state, strict=True)
+        model.fold_standardization()
         self.accelerator.free_memory()  # it would keep every fold's model and optimiser
         return model.eval()
 
