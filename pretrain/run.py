@@ -267,7 +267,7 @@ class Run:
             ) from error
 
     def _knn_while_training(self) -> TrainingKnn:
-        earlier = read_metrics(self.folder.metrics, b'"knn')
+        earlier = whole(read_metrics(self.folder.metrics, b'"knn'))
         saving = self.saving
         calibration = lambda: saving.calibration_crops  # noqa: E731
         kept, given = self.folder.best_step(), (calibration, saving.keep_best, saving.starting_backbone)

@@ -17,7 +17,7 @@ from data_shards.phantom.render import write_archive
 from data_shards.shards.stream import ShardSet, Stream
 from pretrain.checkpoints.combined import load_combined, save_combined
 from pretrain.checkpoints.init_weights import read_initial, start_from
-from pretrain.config.schema import Config, ConfigError, DataConfig
+from pretrain.config.schema import Config, ConfigError, DataConfig, OptimConfig
 from pretrain.evaluation.embed import embed, unit
 from pretrain.evaluation.knn import knn_over_folds
 from pretrain.evaluation.labelled_crops import load_labelled
@@ -118,7 +118,7 @@ def started(backbone: str, path: Path, **more) -> Trainer:
         norm.running_mean.normal_(generator=generator)
         norm.running_var.uniform_(0.5, 2, generator=generator)
     save_combined(path, begun.backbone, begun.proj_head)
-    config = replace(config, init=str(path), seed=1, **more)
+    config = replace(config, init=str(path), seed=1, optim=OptimConfig(init_freeze=0.05), **more)
     trainer = Trainer(config, Accelerator(cpu=True), range(100))
     start_from(read_initial(str(path)), config, trainer.student, trainer.teacher)
     return trainer

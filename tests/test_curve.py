@@ -86,7 +86,7 @@ def test_nothing_is_chosen_on_the_patients_that_are_tested(shards, monkeypatch):
     tested, subset = np.isin(crops.patients, patients[:4]), np.flatnonzero(np.isin(crops.patients, patients[4:]))
     asked = []
 
-    def train_classifier(_b, _w, _c, codes, _k, train, validation, config, *_):
+    def train_classifier(_b, _w, _c, codes, _k, train, validation, config, *_, **_more):
         asked.append(set(crops.patients[validation]))
         assert asked[-1]
         assert not asked[-1] & set(crops.patients[train])

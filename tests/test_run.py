@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import yaml
+from accelerate.state import AcceleratorState
 from processes import (
     FORKED,
     LAUNCHED,
@@ -348,6 +349,14 @@ MISTAKES = {
 }
 
 
+@pytest.fixture
+def no_accelerator_left():
+    """A run in this process sets what every later Accelerator takes up, such as its precision."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("no_accelerator_left")
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line_and_exit_2(name, shards, tmp_path, monkeypatch, capsys):
     arguments, message = MISTAKES[name]

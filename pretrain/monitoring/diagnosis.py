@@ -31,7 +31,7 @@ class Watch:
         """What is to be added to a step's line: the trend of the rank, and the verdict's name where one is made."""
         if not self._first and "weight_norm" not in line:  # of an older version, or the first lines are lost
             return {}
-        if not all(isinstance(line.get(name), int | float) for name in READ):
+        if None in line.values() or not all(isinstance(line.get(name), int | float) for name in READ):
             return {}
         if len(self._first) < BEGIN:
             self._first.append(line)

@@ -129,14 +129,16 @@ def read_metrics(path: Path, having: bytes = b"") -> Iterator[dict[str, Any]]:
         for text in file:
             if STEP.match(text) and having in text:
                 with contextlib.suppress(ValueError):
-                    line = json.loads(text)
-                    if None not in line.values():  # which nothing here writes
-                        yield line
+                    yield json.loads(text)
 
 
 def whole(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lines that state what every line does: others are no run's."""
-    return [line for line in lines if all(isinstance(line.get(name), int | float) for name in STATED)]
+    """The lines that state what every line does, and nothing as null: others are no run's."""
+    return [
+        line
+        for line in lines
+        if all(isinstance(line.get(name), int | float) for name in STATED) and None not in line.values()
+    ]
 
 
 def _lines_before(path: Path, start: int) -> tuple[int, int]:
