@@ -451,7 +451,7 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from data_shards import remote
+import data_shards.shards.remote  # before the limit
 from data_shards.shards.cache import ShardCache
 from data_shards.shards.shard_set import ShardSet
 address, folder, own, size = sys.argv[1:]
