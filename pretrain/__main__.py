@@ -1,5 +1,6 @@
 """One pretraining run from the command line."""
 
+import contextlib
 import os
 import sys
 import traceback
@@ -9,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+import yaml
 from accelerate import PartialState
 
 from augment import RECIPES as VIEW_RECIPES
@@ -130,11 +132,14 @@ def read_command_line(argv: Sequence[str], where: str = "") -> tuple[Config, str
 def _with_recipe(argv: list[str]) -> list[str]:
     """Put the recipe's file first, and let --steps and --epochs replace each other's value from it."""
     given = {a.partition("=")[0] for a in argv}
+    recipes = _values_of("--recipe", argv)  # of which the last counts, as for every other option
     if "--config" not in given:
         try:
-            argv = ["--config", str(recipe_file(_value_of("--recipe", argv) or DEFAULT_RECIPE)), *argv]
+            argv = ["--config", str(recipe_file(recipes[-1] if recipes else DEFAULT_RECIPE)), *argv]
         except UserError as error:
             fail(error)
+    elif named := _names_recipe(argv):
+        fail(f"{named} has a line `recipe:`, and settings start from one place: remove it, or give --recipe instead")
     elif "--recipe" in given:
         fail("--recipe and --config are both given; each names the settings to start from, so give one of them")
     argv = _with_views(argv)
@@ -142,6 +147,16 @@ def _with_recipe(argv: list[str]) -> list[str]:
         if one in given and other not in given:
             argv = [*argv, other, "null"]
     return argv
+
+
+def _names_recipe(argv: list[str]) -> str | None:
+    """Return a file of --config that names a recipe; the parser tells of one that cannot be read."""
+    for file in _values_of("--config", argv):
+        with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
+            settings = yaml.safe_load(Path(file).read_text())
+            if isinstance(settings, dict) and "recipe" in settings:
+                return file
+    return None
 
 
 def _with_views(argv: list[str]) -> list[str]:
@@ -168,13 +183,13 @@ def _with_views(argv: list[str]) -> list[str]:
     return [*(part for file in files for part in ("--config", file)), *others]
 
 
-def _value_of(option: str, argv: list[str]) -> str | None:
-    """The last one, as for every other option."""
-    found = None
+def _values_of(option: str, argv: list[str]) -> list[str]:
+    """Return every value that an option is given, in order."""
+    found = []
     for i, argument in enumerate(argv):
         name, equals, value = argument.partition("=")
         if name == option:
-            found = value if equals else next(iter(argv[i + 1 :]), None)
+            found += [value] if equals else argv[i + 1 : i + 2]
     return found
 
 

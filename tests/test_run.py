@@ -318,6 +318,12 @@ MISTAKES = {
     "endless": (["--epochs", ".inf"], r"epochs is inf.*finite"),
     "one of two values": (["--views.global_size", 64], r"several values are written \[64,48\]"),
     "misspelt group": (["--optm.lr", 3], r"no field 'optm\.lr' \(did you mean 'optim\.lr'\?\); `--help`"),
+    "field without its group": (["--batch_size", 3], r"no field 'batch_size' \(did you mean 'data\.batch_size'"),
+    "field of a later group": (["--lr", 3], r"no field 'lr' \(did you mean 'optim\.lr'\?\)"),
+    "recipe in a file": (
+        ["--config", "{stranger}/r.yaml"],
+        r"r\.yaml has a line `recipe:`, .* or give --recipe instead",
+    ),
     "shortened field": (["--step", 3], r"no field 'step'.*did you mean 'steps'"),
     "one item after =": (["--data.shards=nowhere"], r"no shards at nowhere"),
     "unknown recipe": (["--recipe", "huge"], r"no recipe 'huge'; valid: convnextv2, demo"),
@@ -349,6 +355,14 @@ MISTAKES = {
 }
 
 
+@pytest.mark.parametrize("given", ["--steps=1e2", "--steps 1e2", "--steps 1.0e+2"])
+def test_whole_numbers_may_be_written_with_an_exponent(given):
+    config, _ = read_command_line(
+        ["--recipe", "smoke", *given.split(), "--data.batch_size", "2e1", "--optim.lr", "1e-3"]
+    )
+    assert (config.steps, config.data.batch_size, config.optim.lr) == (100, 20, 1e-3)
+
+
 @pytest.fixture
 def no_accelerator_left():
     """A run in this process sets what every later Accelerator takes up, such as its precision."""
@@ -365,6 +379,7 @@ def test_a_mistake_is_one_line_and_exit_2(name, shards, tmp_path, monkeypatch, c
     cut.mkdir()
     (tmp_path / "stranger").mkdir()
     (tmp_path / "stranger" / "scan.jpg").touch()
+    (tmp_path / "stranger" / "r.yaml").write_text("recipe: smoke\nsteps: 3\n")
     for path in shards.glob("*.*"):
         content = path.read_bytes()
         (cut / path.name).write_bytes(content[: len(content) // 2] if path.suffix == ".tar" else content)
@@ -384,7 +399,7 @@ def test_a_mistake_is_one_line_and_exit_2(name, shards, tmp_path, monkeypatch, c
         if any(a.startswith(("--data.shards", "--data.phantom_patients")) for a in arguments)
         else ["--data.shards", shards]
     )
-    recipe = [] if "--recipe" in arguments else ["--recipe", "smoke"]
+    recipe = [] if {"--recipe", "--config"} & {*arguments} else ["--recipe", "smoke"]
     out = [] if "--out" in arguments else ["--out", tmp_path / "run"]
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     with pytest.raises(SystemExit) as ended:

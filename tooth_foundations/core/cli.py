@@ -55,6 +55,7 @@ def read(parser: ArgumentParser, argv: Sequence[str], lists: Sequence[str] = (),
     """
     try:
         told = _with_values([_underscored(a) for a in argv], _switches(_subparser(parser, argv)))
+        told = _with_whole_numbers(told, _subparser(parser, argv))
         return parser.instantiate(parser.parse_args(_fold_lists(told, lists)))
     except Exception as error:  # jsonargparse raises ArgumentError, NSKeyError, TypeError, yaml errors ...
         if isinstance(error, (KeyboardInterrupt, MemoryError)):
@@ -90,6 +91,20 @@ def _with_values(argv: list[str], switches: set[str]) -> list[str]:
         f"{argument}=true" if argument in switches and after.lower() not in ("true", "false", "yes", "no") else argument
         for argument, after in zip(argv, following, strict=True)
     ]
+
+
+def _with_whole_numbers(argv: list[str], parser: ArgumentParser) -> list[str]:
+    """Write `--steps 1e2` as `--steps 100`, where an option takes whole numbers and the value is one."""
+    hints = {o: str(getattr(a, "_typehint", "")) for a in parser._actions for o in a.option_strings}
+    whole = {o for o, hint in hints.items() if re.search(r"\bint\b", hint) and not re.search("float|list|tuple", hint)}
+    written, before = [], ""
+    for argument in argv:
+        option, equals, value = argument.partition("=") if argument.startswith("--") else (before, "", argument)
+        if option in whole and re.fullmatch(r"\d+(\.\d*)?[eE]\+?\d+", value) and float(value).is_integer():
+            argument = f"{option}={int(float(value))}" if equals else str(int(float(value)))
+        written.append(argument)
+        before = argument
+    return written
 
 
 def _fold_lists(argv: list[str], lists: Sequence[str]) -> list[str]:
@@ -130,11 +145,13 @@ def _explained(message: str, parser: ArgumentParser) -> str:
     """The library's message in plain words, with the valid names beside the one it is about."""
     message = one_line(message)
     known = sorted(a.lstrip("-") for a in _option_strings(parser))
+    fields = [o.lstrip("-") for action in parser._actions for o in action.option_strings if o.lstrip("-") in known]
     if unknown := re.search(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'", message):
         bad = unknown[1] or unknown[2]
         group = re.search(r"Group '([\w.]+)' does not accept", message)
         full = f"{group[1]}.{bad}" if group else bad
-        near = difflib.get_close_matches(full, known, n=1, cutoff=0.6)
+        ends = [field for field in fields if field.rpartition(".")[2] == bad]  # the first group that has it
+        near = ends[:1] or difflib.get_close_matches(full, known, n=1, cutoff=0.6)
         said = f"there is no field '{full}'" + (f" (did you mean '{near[0]}'?)" if near else "")
         if near and not any(k.startswith(full.rpartition(".")[0]) for k in known):  # a list of all would bury it
             return f"{said}; `--help` explains every field"
