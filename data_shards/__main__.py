@@ -14,7 +14,7 @@ from data_shards.pack.pipeline import PackConfig, pack
 from data_shards.phantom.render import write_archive
 from data_shards.pseudonyms import default_key_file, locate, table_beside
 from data_shards.shards.shard_set import ShardSet
-from tooth_foundations.core.cli import end_quietly, fail, new_parser, read
+from tooth_foundations.core.cli import end_quietly, fail, new_parser, prepare_output, read
 from tooth_foundations.core.text import counted, printable
 
 PROG = "python -m data_shards"
@@ -158,4 +158,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    prepare_output()
     main(sys.argv[1:])

@@ -3,6 +3,10 @@
 import base64
 import io
 import json
+import os
+import shlex
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from html.parser import HTMLParser
@@ -216,3 +220,14 @@ def test_one_huge_crop_leaves_the_others_visible(tmp_path):
     samples.append(("z", {"png": encoded(np.full((3000, 2000), 200, np.uint8))}))
     sheet, _ = crop_sheet(ShardSet(foreign(tmp_path / "a.tar", samples)))
     assert (sheet[:240, :160] == 200).sum() > 60 * 80 / 2
+
+
+@pytest.mark.parametrize("output", ["cp1252", "closed"])
+def test_any_terminal_takes_the_description(output, shards):
+    command = [sys.executable, "-m", "data_shards", "describe", str(shards)]
+    if output == "closed":
+        command = ["sh", "-c", f"exec {shlex.join(command)} >&-"]
+    environment = os.environ | {"PYTHONIOENCODING": output} if output == "cp1252" else None
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=240)
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr
+    assert (b"crops" in done.stdout) == (output == "cp1252")

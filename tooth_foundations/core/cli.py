@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
@@ -33,6 +34,16 @@ def fail(message: object) -> NoReturn:
     if os.environ.get("RANK", "0") == "0":
         print(f"error: {one_line(message)}", file=sys.stderr)
     sys.exit(2)
+
+
+def prepare_output() -> None:
+    """Let any terminal take the output: characters that it lacks become `?`, and a closed one takes nothing."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  # for as long as the process lives
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def end_quietly() -> NoReturn:
