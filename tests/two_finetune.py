@@ -15,7 +15,9 @@ from downstream.tasks.finetune import processes
 
 
 def report(accelerator, shards, checkpoint):
+    # Random weights' features hardly differ from crop to crop: standardized, they would magnify every rounding.
     options = {"batch_size": 8, "epochs": 1, "min_steps": 0, "workers": 0, "lr": (1e-3,)}
+    options |= {"features": "pooled", "probe_first": False}
     config = FinetuneConfig(checkpoint=str(checkpoint), out="", shards=[str(shards)], label="finding", **options)
     weights = load_weights(config)
     crops = find_crops(config.shards, [config.label])
